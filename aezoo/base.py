@@ -1,0 +1,306 @@
+"""The contract: `BaseAE`, what it returns, and the seams that a variant fills.
+
+    x --corrupt--> encoder --h--> bottleneck --z--> decoder --params--> likelihood
+
+A variant is a subclass that overrides one or two of
+    bottleneck(h, sample)   what becomes of the encoder's output: (z, terms)
+    term_weights()          how each term counts in the total (1 where it is not named)
+    forward(x, ...)         where a term needs more than the code, e.g. the input's gradient
+    after_step()            what the model counts, once per optimiser step
+and says in class attributes what it is. No device, precision or training loop appears here or in `models/`.
+
+Legend: B batch, D data dims, K latents; x data, h encoder output, z latent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .backbones import BACKBONES, Backbone
+from .corruptions import CORRUPTIONS, Corruption
+from .likelihoods import LIKELIHOODS, Likelihood
+from .registry import MODELS, Recorded, plain
+from .storage import write_json, write_tensors
+
+Spec = Any  # a piece in any of the four forms that `registry` describes
+Terms = dict[str, Tensor]
+
+FORMAT = 1  # of config.json
+
+
+class AEOutput(NamedTuple):
+    """What `model(x)` returns."""
+
+    recon: Tensor
+    """The reconstruction in data space, (B, *input_shape): the likelihood's mean, probabilities and never logits."""
+    z: Tensor
+    """The code that was decoded, (B, *latent_shape); drawn from the posterior where there is one."""
+    terms: Terms
+    """The parts of the loss, unweighted: (B,) each, or scalar for a term of the whole batch. "recon" is always there; densities
+    are in nats per sample."""
+    metrics: Terms
+    """What is worth watching but not part of the loss, (B,) or scalar."""
+
+
+class AELoss(NamedTuple):
+    """What `model.loss(x)` returns: scalars, means over the batch."""
+
+    total: Tensor
+    """The weighted sum that training minimises."""
+    terms: Terms
+    """Its parts, unweighted, so that logs compare across weights."""
+    metrics: Terms
+    """What is only watched, e.g. "elbo"."""
+
+
+class Stage(NamedTuple):
+    """A stretch of training with parameters of its own, e.g. one layer of greedy pre-training."""
+
+    name: str
+    share: float
+    """Fraction of all steps."""
+    parameters: list[nn.Parameter]
+
+
+class BaseAE(nn.Module, metaclass=Recorded):
+    """An autoencoder with a plain code; base of every model in the zoo.
+
+    Args:
+        input_shape: shape of one sample, no batch axis, rank 1 to 4: (features,), (channels, time), (channels, height, width),
+            (channels, depth, height, width).
+        latent_dim: K, size of the code.
+        backbone: the encoder/decoder pair: "mlp", "conv", "linear", or with options: "mlp(widths=(512, 256), dropout=0.1)".
+        likelihood: what a reconstruction costs: "mse", "bce", "l1", "huber" (means over dims), or a density "gaussian",
+            "laplace", "bernoulli", "continuous_bernoulli" (nats per sample).
+        corruption: noise in training: "none", "gaussian(sigma=0.3)", "masking", "salt_and_pepper", "speckle"; each takes
+            where="input"|"latent". A list applies several in turn.
+
+    Raises ValueError for shapes, sizes and names that are not allowed, TypeError for an unknown keyword.
+    """
+
+    name: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    pretrained: ClassVar[tuple[str, ...]] = ()
+    code_params: ClassVar[int] = 1  # numbers that the encoder emits per latent
+    bound: ClassVar[bool] = False  # the loss holds a KL: the likelihood must be a density
+    prior: Any = None  # p(z), on models that can sample
+    config: dict[str, Any]
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        latent_dim: int = 32,
+        *,
+        backbone: Spec = "mlp",
+        likelihood: Spec = "mse",
+        corruption: Spec = "none",
+    ):
+        super().__init__()
+        self.input_shape = checked_shape(input_shape)
+        self.latent_dim = positive("latent_dim", latent_dim)
+        self.likelihood: Likelihood = LIKELIHOODS.build(likelihood)
+        if self.bound and not self.likelihood.density:
+            raise ValueError(
+                f"{self.name} is trained on a bound in nats per sample, but likelihood={self.likelihood.name!r} is a mean over "
+                f"dims (a mean beside a sum multiplies the KL's weight by {math.prod(self.input_shape)} here); "
+                f"take likelihood={self.likelihood.instead!r}"
+            )
+        several = isinstance(corruption, Sequence) and not isinstance(corruption, str)
+        self.corruptions: list[Corruption] = [CORRUPTIONS.build(c) for c in (corruption if several else [corruption])]
+        self.backbone: Backbone = BACKBONES.build(backbone)
+        self.encoder, self.decoder = self.backbone.build(
+            self.input_shape, self.latent_dim, self.code_params, self.likelihood.num_params
+        )
+
+    # ------------------------------------------------------------------------------------------ the seams of a variant
+
+    def bottleneck(self, h: Tensor, sample: bool) -> tuple[Tensor, Terms]:
+        """Encoder output (B, code_params * K) -> code z (B, *latent_shape) and the terms that belong to it.
+
+        `sample=False` must be deterministic and use no random numbers."""
+        return h, {}
+
+    def term_weights(self) -> dict[str, float | Tensor]:
+        """Weight of each term in the total; 1 where a term is not named."""
+        return {}
+
+    def after_step(self) -> None:
+        """Called by the loop after every optimiser step. What is counted here belongs in a buffer, to survive saving."""
+
+    def stages(self) -> list[Stage]:
+        """The stretches of training, in order; their shares add up to 1."""
+        return [Stage("train", 1.0, list(self.parameters()))]
+
+    stage = 0  # which of `stages()` is being trained; the loop sets it
+
+    # -------------------------------------------------------------------------------------------------------- training
+
+    def corrupt(self, x: Tensor, where: str = "input") -> Tensor:
+        """The corruptions that are active now, in turn."""
+        for c in self.corruptions:
+            if c.where == where and (self.training or c.when == "always"):
+                x = c(x)
+        return x
+
+    def forward(self, x: Tensor, target: Tensor | None = None, condition: Tensor | None = None) -> AEOutput:
+        """One pass with everything that training has: corruption (in training mode), a draw from the posterior, all terms.
+
+        `x`, `target` (what to reconstruct; x itself by default): (B, *input_shape). Raises ValueError or TypeError for a wrong
+        shape, dtype or an unexpected condition."""
+        self.check_input(x)
+        if target is not None:
+            self.check_input(target, "target")
+        if condition is not None:
+            raise ValueError(f"{self.name} takes no condition")
+        z, terms = self.bottleneck(self.encoder(self.corrupt(x)), sample=True)
+        params = self.decoder(self.corrupt(z, "latent"))  # (B, P, *input_shape)
+        recon = self.likelihood.nll(params, x if target is None else target)
+        return AEOutput(self.likelihood.mean(params), z, {"recon": recon, **terms}, {})
+
+    def loss(self, x: Tensor, target: Tensor | None = None, condition: Tensor | None = None) -> AELoss:
+        """total = sum over terms of weight * mean over the batch. The weights are applied here and nowhere else."""
+        out = self(x, target, condition)
+        terms = {name: value.mean() for name, value in out.terms.items()}
+        weights = self.term_weights()
+        total = torch.stack([weights.get(name, 1.0) * value for name, value in terms.items()]).sum()
+        return AELoss(total, terms, {name: value.mean() for name, value in out.metrics.items()})
+
+    # ------------------------------------------------------------------------------------------------------------ use
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one code, without the batch axis."""
+        return (self.latent_dim,)
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of trained values."""
+        return sum(p.numel() for p in self.parameters())
+
+    @property
+    def units(self) -> str:
+        """Unit of the reconstruction term."""
+        return self.likelihood.units
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode inside the block; the modes that were are restored. Gradients are left as they are."""
+        trained = [m for m in self.modules() if m.training]
+        for m in trained:
+            m.training = False
+        try:
+            yield
+        finally:
+            for m in trained:
+                m.training = True
+
+    def encode(self, x: Tensor, sample: bool = False) -> Tensor:
+        """x (B, *input_shape) -> z (B, *latent_shape). Deterministic; `sample=True` draws from the posterior where there is one.
+
+        Always in evaluation mode: no dropout, no corruption, no random numbers."""
+        self.check_input(x)
+        with self.evaluating():
+            return self.bottleneck(self.encoder(x), sample=sample)[0]
+
+    def decode(self, z: Tensor) -> Tensor:
+        """z (B, *latent_shape) -> the mean in data space, (B, *input_shape)."""
+        if z.dim() < 1 or tuple(z.shape[1:]) != self.latent_shape:
+            raise ValueError(f"z has shape {tuple(z.shape)}; {self.name} decodes (batch, {_joined(self.latent_shape)})")
+        with self.evaluating():
+            return self.likelihood.mean(self.decoder(z))
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """decode(encode(x)): no corruption, no random numbers."""
+        return self.decode(self.encode(x))
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n new samples in data space, (n, *input_shape): z from the prior, then `decode`.
+
+        Raises ValueError on models without a prior."""
+        if self.prior is None:
+            able = [m for m in MODELS if MODELS[m].prior is not None]
+            raise ValueError(f"{self.name} has no prior to sample from; models that have one: {', '.join(able)}")
+        like = next(self.parameters())
+        return self.decode(self.prior.sample(positive("n", n), self.latent_shape, like, generator))
+
+    def log_prob(self, x: Tensor, n: int = 5000) -> Tensor:
+        """log p(x) in nats, (B,), on models that define one. Raises ValueError on the others."""
+        raise ValueError(f"{self.name} defines no log-likelihood; models with a bound on one do, e.g. vae")
+
+    # -------------------------------------------------------------------------------------------------- check and save
+
+    def check_input(self, x: Tensor, what: str = "x") -> None:
+        """Raises TypeError or ValueError if `x` is no batch of floating-point samples of `input_shape`."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{what} must be a tensor of shape (batch, {_joined(self.input_shape)}); got {type(x).__name__}")
+        if not x.is_floating_point():
+            scale = "; scale it first: x.float() / 255" if x.dtype == torch.uint8 else ""
+            raise TypeError(f"{what} has dtype {x.dtype}; a model takes floating point{scale}")
+        if tuple(x.shape[1:]) != self.input_shape or x.dim() == 0:
+            raise ValueError(
+                f"{what} has shape {tuple(x.shape)}; {self.name} takes (batch, {_joined(self.input_shape)})"
+                + shape_hint(tuple(x.shape), self.input_shape)
+            )
+
+    def save_pretrained(self, directory: str | Path) -> Path:
+        """Writes `config.json` (model name and every constructor keyword) and `model.safetensors`; returns the folder.
+
+        `aezoo.from_pretrained` reads them back. Raises TypeError if a piece was given that has no registered name."""
+        config = self.saved_config()
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(directory / "config.json", config)
+        write_tensors(directory / "model.safetensors", self.state_dict(), {"model": self.name})
+        return directory
+
+    def saved_config(self) -> dict[str, Any]:
+        """What `config.json` holds: the format, the model's name, its constructor keywords and its dtype."""
+        from . import __version__
+
+        if MODELS.entries.get(self.name) is not type(self):
+            raise TypeError(f"{type(self).__name__} is not registered; put @aezoo.register('its_name') above the class")
+        dtype = str(next(self.parameters()).dtype).removeprefix("torch.")
+        args = plain(self.config)
+        return {"format": FORMAT, "aezoo": __version__, "model": self.name, "dtype": dtype, "args": args}
+
+
+def _joined(shape: Sequence[int]) -> str:
+    return ", ".join(map(str, shape))
+
+
+def positive(name: str, value: Any) -> int:
+    """`value` if it is an integer above 0; else ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}={value!r} must be an integer of at least 1")
+    return value
+
+
+def checked_shape(shape: Any) -> tuple[int, ...]:
+    """The shape of one sample as a tuple. Raises ValueError unless it is 1 to 4 positive integers."""
+    shape = (shape,) if isinstance(shape, int) else shape
+    fine = isinstance(shape, Sequence) and not isinstance(shape, str) and 1 <= len(shape) <= 4
+    if not fine or not all(isinstance(s, int) and not isinstance(s, bool) and s > 0 for s in shape):
+        raise ValueError(f"input_shape={shape!r} must be 1 to 4 positive integers without the batch axis, e.g. (1, 28, 28)")
+    return tuple(shape)
+
+
+def shape_hint(got: tuple[int, ...], want: tuple[int, ...]) -> str:
+    """What is probably wrong with a batch of shape `got` where samples of shape `want` are taken."""
+    if got == want:
+        return "; the batch axis is missing: x.unsqueeze(0)"
+    if len(want) == 3 and len(got) == 4 and (got[3], got[1], got[2]) == want:
+        return "; it looks channels-last: x.permute(0, 3, 1, 2)"
+    if math.prod(got[1:]) == math.prod(want):
+        return f"; the sizes agree: x.reshape(-1, {_joined(want)})"
+    if len(want) == 3 and len(got) == 4 and got[2:] == want[1:]:
+        return f"; it has {got[1]} channels and the model takes {want[0]}"
+    return ""
+
+

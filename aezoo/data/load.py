@@ -1,0 +1,150 @@
+"""`load_data`: tensors, arrays, Datasets, DataLoaders, folders, files and registered names, all through one door."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..base import positive
+from ..registry import choice, nearest
+from .files import IMAGE_ENDINGS, READERS, load_file, load_folder
+from .named import DATASETS
+from .sources import DatasetSource, LoaderSource, Source, TensorSource
+
+
+def load_data(
+    source: Any,
+    *,
+    split: str = "train",
+    size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    binarize: str = "none",
+    limit: int | None = None,
+    root: str | None = None,
+    workers: int | None = None,
+    skip_corrupt: bool = False,
+) -> Source:
+    """Turns anything that holds samples into a `Source`, which the loop and `evaluate` read.
+
+    Args:
+        source: a tensor or NumPy array (N, *shape), a pair (samples, labels), a `torch.utils.data.Dataset` (with or without
+            labels), a `DataLoader`, a folder of images (flat, or one folder a class), a .npy/.npz/.safetensors/.csv file, or a
+            registered name such as "fashion-mini". uint8 is scaled to [0, 1]; floating point is taken as it is.
+        split: "train" or "test", for registered names.
+        size: height = width, or (height, width): images are resized to cover it and cropped at the centre. Folders of mixed
+            sizes need it.
+        channels: 1 or 3, for folders; by default 3 if any image has colour.
+        binarize: "none"; "dynamic" (each pixel drawn anew with its grey value as probability at every visit), "static" (drawn once,
+            always the same) or "threshold" (> 0.5). These are different data sets: never compare figures across them.
+        limit: keep only the first that many samples.
+        root: where registered data sets lie, in torchvision's layout; default: the environment's AEZOO_DATA, else
+            ~/.cache/aezoo. They are downloaded there if they are missing and there is a network.
+        workers: loader processes for Datasets and folders too large for memory; default: 0 for Datasets, the cores for folders.
+        skip_corrupt: leave unreadable images out (they are listed) instead of raising.
+
+    Raises FileNotFoundError, ValueError or TypeError that name what was found and what is taken."""
+    options = {k: v for k, v in locals().items() if k != "source"}
+    if limit is not None:
+        positive("limit", limit)
+    choice("split", split, ["train", "test"])
+    choice("binarize", binarize, ["none", "dynamic", "static", "threshold"])
+    if channels not in (None, 1, 3):
+        raise ValueError(f"channels={channels!r} must be 1 (grey) or 3 (colour)")
+    if isinstance(source, Source):
+        return source
+    if isinstance(source, Mapping):  # how a config file says it
+        given = dict(source)
+        unknown = [k for k in given if k not in options and k != "source"]
+        if unknown:
+            raise TypeError(f"data takes no key {unknown[0]!r}; allowed: source, {', '.join(options)}.{nearest(unknown[0], options)}")
+        return load_data(given.pop("source"), **given)
+    if isinstance(source, (str, os.PathLike)):
+        loaded = _from_text(str(source), size, channels, binarize, root, workers, skip_corrupt, split)
+        loaded.replay = {"source": str(source), **{k: v for k, v in options.items() if v != _DEFAULTS[k]}}
+    else:
+        loaded = _from_object(source, binarize, workers or 0)
+    return loaded if limit is None or limit >= len(loaded) else loaded.subset(torch.arange(limit))
+
+
+_DEFAULTS = {k: v for k, v in (load_data.__kwdefaults__ or {}).items()}
+
+
+def _from_text(
+    text: str, size: Any, channels: Any, binarize: str, root: Any, workers: Any, skip_corrupt: bool, split: str
+) -> Source:
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return load_folder(path, size, channels, binarize, workers, skip_corrupt)
+    if path.is_file():
+        return _arrays(*load_file(path), binarize, str(path))
+    if text in DATASETS:
+        return DATASETS[text](split=split, size=size, binarize=binarize, root=root, workers=workers)
+    beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    hint = nearest(text, DATASETS) or nearest(path.name, beside)
+    raise FileNotFoundError(
+        f"no file, folder or data set {text!r}; registered data sets: {', '.join(DATASETS)}; "
+        f"files: a folder of images, or {', '.join(READERS)}.{hint}"
+    )
+
+
+def _from_object(source: Any, binarize: str, workers: int) -> Source:
+    if isinstance(source, torch.utils.data.DataLoader):
+        if binarize != "none":
+            raise ValueError("binarize= does not apply to a DataLoader; binarise in its Dataset")
+        return LoaderSource(source)
+    if isinstance(source, torch.utils.data.TensorDataset):
+        labels = source.tensors[1] if len(source.tensors) > 1 else None
+        return _arrays(source.tensors[0], labels, binarize, "TensorDataset")
+    if isinstance(source, (tuple, list)) and len(source) == 2 and all(hasattr(s, "shape") for s in source):
+        return _arrays(source[0], source[1], binarize, "(samples, labels)")
+    if isinstance(source, Tensor) or type(source).__module__ == "numpy":
+        return _arrays(source, None, binarize, "tensor" if isinstance(source, Tensor) else "array")
+    if isinstance(source, torch.utils.data.IterableDataset):
+        raise TypeError("an IterableDataset has no length or order; wrap it in a DataLoader with a batch size, or make it map-style")
+    if hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, (list, tuple, dict)):
+        return DatasetSource(source, workers=workers, binarize=binarize, description=type(source).__name__)
+    raise TypeError(
+        f"cannot read data from {type(source).__name__}; pass a tensor, an array, a pair (samples, labels), a Dataset, a DataLoader, "
+        "a folder, a file or a registered name"
+    )
+
+
+def _arrays(x: Any, y: Any, binarize: str, description: str) -> TensorSource:
+    """Samples and labels in arrays, checked."""
+    x = x if isinstance(x, Tensor) else _tensor(x, description)
+    if x.dim() < 2:
+        what = "looks like labels only" if not x.is_floating_point() else "has no axis for the features of a sample"
+        raise ValueError(f"{description} has shape {tuple(x.shape)}, which {what}; samples are (N, *shape), with at least two axes")
+    if len(x) == 0:
+        raise ValueError(f"{description} is empty: shape {tuple(x.shape)}")
+    if x.is_complex():
+        raise TypeError(f"{description} is complex ({x.dtype}); pass real numbers, e.g. the magnitude, or real and imaginary channels")
+    if x.dtype == torch.bool:
+        x = x.to(torch.uint8) * 255
+    elif x.dtype != torch.uint8:
+        x = x.to(torch.get_default_dtype()) if not x.is_floating_point() else x
+    if y is not None:
+        y = (y if isinstance(y, Tensor) else _tensor(y, f"labels of {description}")).cpu()
+        y = y.squeeze(-1) if y.dim() == 2 and y.shape[1] == 1 else y
+    return TensorSource(x.detach(), y, binarize=binarize, description=description)
+
+
+def _tensor(array: Any, description: str) -> Tensor:
+    import numpy as np
+
+    array = np.asarray(array)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{description} has dtype {array.dtype}; allowed: numbers and booleans")
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+        array = array.astype(np.int64)
+    if array.dtype.kind == "f" and array.dtype.itemsize > 4:
+        array = array.astype(np.float32)
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+__all__ = ["IMAGE_ENDINGS", "load_data"]

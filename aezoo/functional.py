@@ -1,0 +1,116 @@
+"""Pure maths on tensors. Nothing here knows a model, a layer or a file.
+
+Legend: B batch, D data dims, K latents; x data, z latent, mu and logvar of a Gaussian, rho a mean activation.
+Densities are in nats, summed over a sample's dims: shape (B,). Half-precision inputs are lifted to float32 first.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+def full(x: Tensor) -> Tensor:
+    """`x` in at least float32 (losses, exp and log never run in half precision)."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def per_sample(x: Tensor) -> Tensor:
+    """Sum over everything but the batch: (B, ...) -> (B,)."""
+    return full(x).flatten(1).sum(1)
+
+
+def per_sample_mean(x: Tensor) -> Tensor:
+    """Mean over everything but the batch: (B, ...) -> (B,)."""
+    return full(x).flatten(1).mean(1)
+
+
+def soft_bound(x: Tensor, limit: float) -> Tensor:
+    """limit * tanh(x / limit): the identity near 0, within (-limit, limit), and with a gradient that is never exactly cut."""
+    return limit * torch.tanh(full(x) / limit)
+
+
+def gaussian_kl(mu: Tensor, logvar: Tensor) -> Tensor:
+    """KL(N(mu, diag exp(logvar)) || N(0, I)) = 1/2 sum(mu^2 + exp(logvar) - 1 - logvar), nats, (B, ...) -> (B,)."""
+    mu, logvar = full(mu), full(logvar)
+    return 0.5 * per_sample(mu.square() + torch.expm1(logvar) - logvar)
+
+
+def gaussian_nll(x: Tensor, mean: Tensor, log_sigma: Tensor | float) -> Tensor:
+    """-log N(x; mean, sigma^2) = sum((x-mean)^2 / (2 sigma^2) + log sigma + 1/2 log 2 pi), nats, (B, ...) -> (B,)."""
+    log_sigma = torch.as_tensor(log_sigma, dtype=full(mean).dtype, device=mean.device)
+    z2 = (full(x) - full(mean)).square() * torch.exp(-2 * log_sigma)
+    return per_sample(0.5 * z2 + log_sigma + 0.5 * LOG_2PI)
+
+
+def laplace_nll(x: Tensor, mean: Tensor, log_scale: Tensor | float) -> Tensor:
+    """-log Laplace(x; mean, b) = sum(|x-mean| / b + log 2b), nats, (B, ...) -> (B,)."""
+    log_scale = torch.as_tensor(log_scale, dtype=full(mean).dtype, device=mean.device)
+    return per_sample((full(x) - full(mean)).abs() * torch.exp(-log_scale) + log_scale + math.log(2))
+
+
+def bernoulli_nll(x: Tensor, logits: Tensor) -> Tensor:
+    """-sum(x log p + (1-x) log(1-p)), p = sigmoid(logits); nats for x in {0, 1}. (B, ...) -> (B,)."""
+    return per_sample(F.binary_cross_entropy_with_logits(full(logits), full(x), reduction="none"))
+
+
+def continuous_bernoulli_log_norm(logits: Tensor) -> Tensor:
+    """log C of the continuous Bernoulli (arXiv:1907.06845, eq. 5), elementwise, from logits l = log(lambda / (1-lambda)).
+
+    C(lambda) = 2 atanh(1-2 lambda) / (1-2 lambda) = l / tanh(l/2), even in l and 2 at l = 0. Near 0, where the quotient
+    loses its digits, the series log 2 + l^2/12 - 7 l^4/1440 takes over."""
+    logits = full(logits)
+    small = logits.abs() < 0.1
+    safe = torch.where(small, torch.ones_like(logits), logits.abs())  # keeps the unused branch's gradient finite
+    exact = safe.log() - torch.tanh(safe / 2).log()
+    square = torch.where(small, logits, torch.zeros_like(logits)).square()
+    return torch.where(small, math.log(2) + square / 12 - 7 * square.square() / 1440, exact)
+
+
+def continuous_bernoulli_nll(x: Tensor, logits: Tensor) -> Tensor:
+    """-log p(x) of the continuous Bernoulli (arXiv:1907.06845) for x in [0, 1], nats, (B, ...) -> (B,)."""
+    return bernoulli_nll(x, logits) - per_sample(continuous_bernoulli_log_norm(logits))
+
+
+def continuous_bernoulli_mean(logits: Tensor) -> Tensor:
+    """E[x] = lambda / (2 lambda - 1) + 1 / (2 atanh(1-2 lambda)) = 1 / (1 - exp(-l)) - 1 / l; 1/2 + l/12 - l^3/720 near 0."""
+    logits = full(logits)
+    small = logits.abs() < 0.1
+    safe = torch.where(small, torch.ones_like(logits), logits)
+    near = torch.where(small, logits, torch.zeros_like(logits))
+    return torch.where(small, 0.5 + near / 12 - near**3 / 720, -1 / torch.expm1(-safe) - 1 / safe)
+
+
+def bernoulli_kl(rho: float, activity: Tensor, eps: float = 1e-6) -> Tensor:
+    """sum_j KL(Bernoulli(rho) || Bernoulli(activity_j)), nats, (K,) -> scalar. `activity` is clamped to [eps, 1-eps] in the
+    log."""
+    activity = full(activity).clamp(eps, 1 - eps)
+    return (rho * (math.log(rho) - activity.log()) + (1 - rho) * (math.log1p(-rho) - (-activity).log1p())).sum()
+
+
+def keep_top_k(z: Tensor, k: int | Tensor) -> Tensor:
+    """Keeps the k largest values of each row and sets the others to 0: (B, K) -> (B, K).
+
+    `k` may be a 0-dim integer tensor, so that an annealed k needs no host synchronisation. Ties go to one of them: exactly
+    k entries are kept."""
+    if isinstance(k, int):
+        values, index = z.topk(k, dim=1)
+        return torch.zeros_like(z).scatter(1, index, values)
+    values, index = z.sort(dim=1, descending=True)
+    keep = torch.arange(z.shape[1], device=z.device) < k
+    return torch.zeros_like(z).scatter(1, index, values * keep)
+
+
+def log_mean_exp(log_w: Tensor, dim: int = 0) -> Tensor:
+    """log of the mean of exp(log_w) along `dim`, in float64."""
+    return torch.logsumexp(log_w.double(), dim) - math.log(log_w.shape[dim])
+
+
+def bits_per_dim(nats: Tensor, dims: int, levels: int | None = None) -> Tensor:
+    """nats / (D ln 2). With `levels=256` for 8-bit data that were scaled to [0, 1]: log2(256) = 8 bits a dim are added."""
+    return nats / (dims * math.log(2)) + (math.log2(levels) if levels else 0.0)

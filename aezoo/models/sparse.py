@@ -1,0 +1,125 @@
+"""Codes of which only a few latents are active.
+
+Legend: B batch, K latents; z code, rho the wanted mean activation, rho_j that of latent j.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import functional as fn
+from ..base import BaseAE, Terms
+from ..registry import choice, register
+
+ALIVE = 0.1  # added before the ReLU, so that no latent starts dead; the encoder's bias can undo it
+
+@register("sparse_ae")
+class SparseAE(BaseAE):
+    """Sparse autoencoder: loss + weight * penalty(z).
+
+    - penalty="l1": ReLU code, sum_j |z_j| per sample ("sparsity" in the terms).
+    - penalty="kl": sigmoid code, sum_j KL(Bernoulli(rho) || Bernoulli(rho_j)) (Ng, CS294A lecture notes 2011, "Sparse
+      autoencoder"). rho_j is the mean activation; the notes take it over the whole training set, which a batch does not show:
+      its value here is a running mean (momentum 0.99, bias-corrected, in buffers), and its gradient that of the batch's
+      mean. In evaluation mode the running mean is used.
+
+    Args (beside those of `BaseAE`): `penalty`; `weight`, lambda, default 1e-4 (l1) or 1e-3 (kl) with the plain losses' scale
+    (a mean over dims beside a sum over latents); `rho`, wanted mean activation, default 0.05."""
+
+    paper = "Ng 2011 (CS294A notes)"
+    MOMENTUM = 0.99
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        latent_dim: int = 128,
+        *,
+        penalty: str = "l1",
+        weight: float | None = None,
+        rho: float = 0.05,
+        **base: Any,
+    ):
+        super().__init__(input_shape, latent_dim, **base)
+        self.penalty = choice("penalty", penalty, ["l1", "kl"])
+        self.weight = {"l1": 1e-4, "kl": 1e-3}[penalty] if weight is None else weight
+        if not (isinstance(self.weight, (int, float)) and 0 <= self.weight < math.inf):
+            raise ValueError(f"weight={weight!r} must be a number of at least 0")
+        if not (isinstance(rho, (int, float)) and 0 < rho < 1):
+            raise ValueError(f"rho={rho!r} must be a number between 0 and 1")
+        self.rho = rho
+        if penalty == "kl":
+            self.register_buffer("activity", torch.zeros(self.latent_dim))  # not yet bias-corrected
+            self.register_buffer("activity_weight", torch.zeros(()))
+
+    def bottleneck(self, h: Tensor, sample: bool) -> tuple[Tensor, Terms]:
+        if self.penalty == "l1":
+            z = torch.relu(h + ALIVE)
+            return z, {"sparsity": fn.per_sample(z.abs())}
+        z = torch.sigmoid(h)
+        return z, {"sparsity": fn.bernoulli_kl(self.rho, self._activity(fn.full(z)))}
+
+    def _activity(self, z: Tensor) -> Tensor:
+        """rho_j, (B, K) -> (K,): the running mean's value with the batch mean's gradient."""
+        if not self.training:
+            seen = self.activity_weight > 0
+            return torch.where(seen, self.activity / torch.where(seen, self.activity_weight, 1.0), self.rho)
+        batch = z.mean(0)
+        with torch.no_grad():
+            self.activity.lerp_(batch.to(self.activity), 1 - self.MOMENTUM)
+            self.activity_weight.lerp_(torch.ones_like(self.activity_weight), 1 - self.MOMENTUM)
+            gap = self.activity / self.activity_weight - batch
+        return batch + gap
+
+    def term_weights(self) -> dict[str, float | Tensor]:
+        return {"sparsity": self.weight}
+
+
+@register("k_sparse_ae")
+class KSparseAE(BaseAE):
+    """k-sparse autoencoder: a linear code of which each sample keeps its k largest values (by value, not magnitude).
+
+    Paper: Makhzani & Frey 2013, arXiv:1312.5663. Args (beside those of `BaseAE`):
+        k: active latents in training.
+        alpha: in evaluation mode and in `encode`, round(alpha * k) are kept (the paper's alpha >= 1).
+        anneal: optimiser steps over which the kept number falls linearly from K to k (the paper's scheduling, which revives
+            dead units); 0: none."""
+
+    paper = "arXiv:1312.5663"
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        latent_dim: int = 256,
+        *,
+        k: int | None = None,
+        alpha: float = 1.0,
+        anneal: int = 0,
+        **base: Any,
+    ):
+        super().__init__(input_shape, latent_dim, **base)
+        k = max(1, self.latent_dim // 8) if k is None else k
+        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= self.latent_dim:
+            raise ValueError(f"k={k!r} must be an integer from 1 to latent_dim={self.latent_dim}")
+        if not (isinstance(alpha, (int, float)) and alpha >= 1):
+            raise ValueError(f"alpha={alpha!r} must be a number of at least 1")
+        if not isinstance(anneal, int) or anneal < 0:
+            raise ValueError(f"anneal={anneal!r} must be a number of steps, an integer of at least 0")
+        self.k, self.anneal = k, anneal
+        self.k_eval = min(self.latent_dim, round(alpha * k))
+        self.register_buffer("num_steps", torch.zeros((), dtype=torch.long))
+
+    def bottleneck(self, h: Tensor, sample: bool) -> tuple[Tensor, Terms]:
+        if not self.training:
+            return fn.keep_top_k(h, self.k_eval), {}
+        if not self.anneal:
+            return fn.keep_top_k(h, self.k), {}
+        left = (1 - self.num_steps / self.anneal).clamp(min=0.0)
+        return fn.keep_top_k(h, (self.k + (self.latent_dim - self.k) * left).round().long()), {}
+
+    def after_step(self) -> None:
+        self.num_steps += 1

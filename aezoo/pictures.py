@@ -1,0 +1,244 @@
+"""Pictures of what a model does: reconstructions, samples, the course of the loss, and a map of the latent space.
+
+Samples of shape (H, W), (1, H, W) or (3, H, W) with both sides of at least 8 are shown as images, all else as curves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .base import BaseAE
+    from .data import Source
+
+INK, GRID = "#1f2430", "#d9dde5"
+
+
+def is_image(shape: Sequence[int]) -> bool:
+    """Whether samples of this shape are shown as images."""
+    if len(shape) == 3:
+        return min(shape[1:]) >= 5
+    return len(shape) == 4 or (len(shape) == 2 and min(shape) >= 8)
+
+
+def as_images(x: Tensor) -> Tensor:
+    """(N, *shape) -> (N, 1 or 3, H, W): other channel counts show the first, volumes their middle slice."""
+    x = x.detach().float().cpu()
+    if x.dim() == 5:
+        x = x[:, :, x.shape[2] // 2]
+    if x.dim() == 3:
+        x = x[:, None]
+    return x if x.shape[1] in (1, 3) else x[:, :1]
+
+
+def to_unit(x: Tensor, like: Tensor | None = None) -> Tensor:
+    """Data to [0, 1] for showing: as it is if `like` lies there, else by the range of `like`."""
+    like = x if like is None else like
+    low, high = float(like.min()), float(like.max())
+    if low >= 0 and high <= 1:
+        return x.clamp(0, 1)
+    return ((x - low) / max(high - low, 1e-12)).clamp(0, 1)
+
+
+def grid(rows: Sequence[Tensor], gap: int = 2, smallest: int = 56) -> Any:
+    """Rows of images (n, C, H, W) in [0, 1] -> one PIL image on white, small images magnified by a whole factor."""
+    from PIL import Image
+
+    rows = [r.expand(-1, 3, -1, -1) for r in rows]
+    height, width = rows[0].shape[2:]
+    factor = max(1, math.ceil(smallest / max(height, width)))
+    rows = [r.repeat_interleave(factor, 2).repeat_interleave(factor, 3) for r in rows]
+    height, width = height * factor, width * factor
+    across = max(len(r) for r in rows)
+    canvas = torch.ones(3, len(rows) * (height + gap) - gap, across * (width + gap) - gap)
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row):
+            top, left = i * (height + gap), j * (width + gap)
+            canvas[:, top : top + height, left : left + width] = image
+    return Image.fromarray((canvas * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def save_image(x: Tensor, path: str | Path) -> None:
+    """One sample in [0, 1] as a picture file of its own size."""
+    from PIL import Image
+
+    image = (as_images(x[None])[0].clamp(0, 1) * 255).round().byte()
+    array = image[0] if image.shape[0] == 1 else image.permute(1, 2, 0)
+    Image.fromarray(array.numpy()).save(path)
+
+
+def figure(width: float = 8.0, height: float = 4.5, **grid_options: Any) -> Any:
+    """A matplotlib figure without the global state of pyplot."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    fig = Figure(figsize=(width, height), layout="constrained", **grid_options)
+    FigureCanvasAgg(fig)
+    return fig
+
+
+def plain_axes(ax: Any, title: str = "", x: str = "", y: str = "") -> None:
+    ax.set_title(title, loc="left", color=INK, fontsize=11)
+    ax.set_xlabel(x, color=INK)
+    ax.set_ylabel(y, color=INK)
+    ax.tick_params(colors=INK)
+    ax.grid(True, color=GRID, linewidth=0.6)
+    ax.set_axisbelow(True)
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+
+
+# ----------------------------------------------------------------------------------------------------- single pictures
+
+
+def reconstructions(path: Path, rows: dict[str, Tensor], title: str) -> Path:
+    """Named rows (same number of samples each) above each other: images, or curves drawn over the first row."""
+    first = next(iter(rows.values()))
+    fig = None
+    if is_image(first.shape[1:]):
+        shown = {name: to_unit(as_images(x), as_images(first)) for name, x in rows.items()}
+        height, width = next(iter(shown.values())).shape[2:]
+        n = len(first)
+        cell = 9.0 / n
+        fig = figure(10.2, cell * height / width * len(shown) + 0.5)
+        for i, (name, images) in enumerate(shown.items()):
+            ax = fig.add_subplot(len(shown), 1, i + 1)
+            ax.imshow(grid([images], smallest=64), interpolation="nearest", aspect="auto")
+            ax.set_xticks([])
+            ax.set_yticks([])
+            for spine in ax.spines.values():
+                spine.set_visible(False)
+            ax.set_ylabel(name, rotation=0, ha="right", va="center", color=INK, fontsize=10)
+            if i == 0:
+                ax.set_title(title, loc="left", color=INK, fontsize=11)
+    else:
+        n = min(8, len(first))
+        fig = figure(11, 4.8)
+        names = list(rows)
+        for j in range(n):
+            ax = fig.add_subplot(2, (n + 1) // 2, j + 1)
+            for k, name in enumerate(names):
+                curve = rows[name][j].detach().float().cpu()
+                curve = curve.flatten(1)[0] if curve.dim() > 1 else curve
+                style = "-" if k == 0 else "--"
+                ax.plot(curve.numpy(), style, color=("#8b93a3", "#d1495b", "#1b6ca8")[k % 3], linewidth=1.2, label=name)
+            plain_axes(ax)
+            ax.tick_params(labelsize=7)
+        handles, labels = fig.axes[0].get_legend_handles_labels()
+        fig.legend(handles, labels, loc="outside upper right", ncols=3, frameon=False, fontsize=9)
+        fig.suptitle(title, x=0.01, ha="left", color=INK, fontsize=11)
+    fig.savefig(path, dpi=130, facecolor="white")
+    return path
+
+
+def samples(path: Path, x: Tensor, like: Tensor, across: int = 8) -> Path:
+    """A square grid of generated samples."""
+    if is_image(x.shape[1:]):
+        shown = to_unit(as_images(x), as_images(like))
+        grid(list(shown.split(across))).save(path)
+        return path
+    fig = figure(11, 4.8)
+    for j, curve in enumerate(x[:8].detach().float().cpu()):
+        ax = fig.add_subplot(2, 4, j + 1)
+        ax.plot((curve.flatten(1)[0] if curve.dim() > 1 else curve).numpy(), color="#1b6ca8", linewidth=1.2)
+        plain_axes(ax)
+        ax.tick_params(labelsize=7)
+    fig.savefig(path, dpi=130, facecolor="white")
+    return path
+
+
+def curves(path: Path, rows: Sequence[dict[str, Any]], units: str) -> Path:
+    """The loss and each of its terms over the epochs, training beside validation."""
+    skip = {"epoch", "step", "lr", "samples_per_s", "stage"}
+    names = [k for k in rows[-1] if k not in skip and not k.startswith("val_")]
+    if len(names) == 2 and "loss" in names and "recon" in names:
+        names = ["loss"]  # the only term is the loss
+    down = 1 if len(names) <= 2 else 2
+    across = math.ceil(len(names) / down)
+    fig = figure(4.6 * across, 3.1 * down)
+    for i, name in enumerate(names):
+        ax = fig.add_subplot(down, across, i + 1)
+        for key, label, colour in ((name, "training", "#8b93a3"), (f"val_{name}", "validation", "#1b6ca8")):
+            points = [(r["epoch"], r[key]) for r in rows if key in r]
+            if points:
+                ax.plot(*zip(*points), color=colour, label=label, marker="o" if len(points) < 15 else None, markersize=3)
+        plain_axes(ax, name, "epoch", units if name != "l1" else "")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        if i == 0:
+            ax.legend(frameon=False, fontsize=9)
+    fig.savefig(path, dpi=120, facecolor="white")
+    return path
+
+
+def latent_map(path: Path, z: Tensor, labels: Tensor | None, class_names: Sequence[str] | None) -> Path:
+    """The codes in two dimensions: as they are if there are two, else on their first two principal components."""
+    z = z.detach().double().cpu().flatten(1)
+    if z.shape[1] == 1:
+        points, axes, title = torch.cat([z, torch.zeros_like(z)], 1), ("z1", ""), "latent space"
+    elif z.shape[1] == 2:
+        points, axes, title = z, ("z1", "z2"), "latent space"
+    else:
+        centred = z - z.mean(0)
+        _, s, v = torch.linalg.svd(centred, full_matrices=False)
+        share = s.square() / s.square().sum().clamp_min(1e-30)
+        points = centred @ v[:2].T
+        axes = (f"first principal component ({share[0]:.0%} of the variance)", f"second ({share[1]:.0%})")
+        title = f"latent space, {z.shape[1]} dimensions"
+    fig = figure(7.6, 5.6)
+    ax = fig.add_subplot()
+    size = 9 if len(points) > 500 else 16
+    if labels is None:
+        ax.scatter(*points.T.numpy(), s=size, c="#1b6ca8", alpha=0.6, linewidths=0)
+    else:
+        from matplotlib import colormaps
+
+        values = labels.cpu()
+        kinds = values.unique()
+        if len(kinds) <= 20 and not values.is_floating_point():
+            palette = colormaps["tab10" if len(kinds) <= 10 else "tab20"]
+            for i, kind in enumerate(kinds.tolist()):
+                name = class_names[kind] if class_names is not None and 0 <= kind < len(class_names) else str(kind)
+                ax.scatter(*points[values == kind].T.numpy(), s=size, color=palette(i), alpha=0.75, linewidths=0, label=name)
+            ax.legend(frameon=False, fontsize=9, markerscale=2, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        else:
+            dots = ax.scatter(*points.T.numpy(), s=size, c=values.numpy(), cmap="viridis", alpha=0.8, linewidths=0)
+            fig.colorbar(dots, ax=ax, label="label")
+    plain_axes(ax, title, *axes)
+    fig.savefig(path, dpi=120, facecolor="white")
+    return path
+
+
+# ------------------------------------------------------------------------------------------------------ the run's album
+
+
+def draw_run(folder: Path, model: BaseAE, source: Source, rows: Sequence[dict[str, Any]], original: Source) -> list[Path]:
+    """Everything that can be shown of a trained model; returns the files. Draws from the global RNG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    like = next(model.parameters())
+    shown = source.peek(10, like.device, like.dtype)
+    many = source.peek(2000, like.device, like.dtype)
+    made = []
+    with model.evaluating(), torch.no_grad():
+        panels = {"input": shown.x}
+        noise = [c for c in model.corruptions if c.where == "input" and c.name != "none"]
+        x = shown.x
+        for c in noise:
+            x = c(x)
+        if noise:
+            panels["corrupted"] = x
+        panels["output"] = model.reconstruct(x)
+        error = (panels["output"] - shown.x).square().mean()
+        made.append(reconstructions(folder / "reconstructions.png", panels, f"{model.name}: mean squared error {error:.4f}"))
+        if model.prior is not None:
+            made.append(samples(folder / "samples.png", model.sample(64), shown.x))
+        if rows:
+            made.append(curves(folder / "curves.png", rows, model.units))
+        z = torch.cat([model.encode(part) for part in many.x.split(512)])
+        made.append(latent_map(folder / "latent.png", z, many.y, original.class_names))
+    return made

@@ -1,0 +1,105 @@
+"""What the terminal shows: a bar where there is a terminal, plain lines where there is none."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .loop import FitResult, _Trainer
+
+REFRESH = 1.0  # seconds between looks at the loss, each of which waits for the device
+LINES = 5.0  # seconds between plain lines
+
+
+class Progress:
+    def __init__(self, on: bool):
+        self.on = on
+        self.bar: Any = None
+        self.looked = self.printed = time.perf_counter()
+
+    def say(self, text: str) -> None:
+        if self.on:
+            if self.bar is not None:
+                self.bar.write(text)
+            else:
+                print(text, flush=True)
+
+    def start(self, trainer: _Trainer) -> None:
+        if not self.on:
+            return
+        model = trainer.model
+        self.say(trainer.hardware.reason)
+        held = f" + {len(trainer.val):,} to validate" if trainer.val is not None else ""
+        self.say(
+            f"{model.name} {tuple(model.input_shape)} -> {model.latent_dim}, {model.num_parameters:,} parameters | "
+            f"{len(trainer.source):,} samples of {trainer.description}{held} | {trainer.total:,} steps of "
+            f"{trainer.batch_size * trainer.asked['accumulate']}"
+        )
+        if trainer.step:
+            self.say(f"resuming at step {trainer.step:,}")
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            size = trainer.batch_size * trainer.asked["accumulate"]
+            self.bar = tqdm(
+                total=trainer.total * size, initial=trainer.step * size, unit="img", unit_scale=True, dynamic_ncols=True, leave=False
+            )
+
+    def step(self, trainer: _Trainer) -> None:
+        if self.bar is None:
+            return
+        self.bar.update(trainer.batch_size * trainer.asked["accumulate"])
+        now = time.perf_counter()
+        if now - self.looked > REFRESH:
+            self.looked = now
+            self.bar.set_postfix_str(f"loss {trainer.means().get('loss', float('nan')):.5g}", refresh=False)
+
+    def row(self, trainer: _Trainer, row: dict[str, Any]) -> None:
+        """One line per epoch, but not more often than every few seconds."""
+        now = time.perf_counter()
+        done = trainer.step >= trainer.total
+        if not self.on or (now - self.printed < LINES and not done and trainer.step > trainer.per_epoch):
+            return
+        self.printed = now
+        seen = row["samples_per_s"]
+        size = trainer.batch_size * trainer.asked["accumulate"]
+        left = (trainer.total - trainer.step) * size / max(seen, 1e-9)
+        skip = ("epoch", "step", "lr", "samples_per_s", "stage")
+        values = "  ".join(f"{k} {v:.5g}" for k, v in row.items() if k not in skip)
+        stage = f" {row['stage']}" if "stage" in row else ""
+        epochs = -(-trainer.total // trainer.per_epoch)
+        self.say(f"epoch {row['epoch']}/{epochs}{stage}  {values}  {seen:,.0f} img/s" + (f"  {left:.0f} s left" if not done else ""))
+
+    def interrupted(self, trainer: _Trainer) -> None:
+        assert trainer.run is not None
+        self.close()
+        self.say(f"stopped at step {trainer.step}; everything is saved. To go on: {resume_line(trainer.run.path)}")
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def summary(self, result: FitResult, pictures: list[Path]) -> None:
+        if not self.on:
+            return
+        best = result.best
+        what = "val_loss" if "val_loss" in best else "loss"
+        units = result.model.units
+        if best:
+            self.say(
+                f"{result.stopped}: best {what} {best[what]:.5g} ({units}) in epoch {best['epoch']}; "
+                f"{result.seconds:.1f} s, {result.samples_per_s:,.0f} images/s"
+            )
+        if result.out is not None:
+            if pictures:
+                self.say(f"pictures: {result.out / 'pictures'}: {', '.join(p.name for p in pictures)}")
+            self.say(f"load:     model = aezoo.from_pretrained({str(result.out)!r})")
+            self.say(f"resume:   {resume_line(result.out)} --train.epochs {best.get('epoch', 0) + 10}")
+
+
+def resume_line(path: Path) -> str:
+    return f"aezoo train --resume {path}"
