@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from . import recipes
-from .registry import MODELS, create_model, list_models, nearest, signature
+from .registry import MODELS, belongs_to, create_model, list_models, nearest, signature
 
 DEFAULT_RECIPE = "fashion"
 NOT_FLAGS = {"model": ("self",), "data": ("source",), "train": ("model", "data", "callbacks", "resume")}
@@ -77,7 +77,7 @@ def _parse(parser: Any, argv: Sequence[str]) -> Any:
             raise ValueError(" ".join(text.split()) + (nearest(flag[1].split("=")[0], known) if flag else "")) from None
         values = [v.split("=", 1)[1] for v in argv if v.startswith(f"--{key[1]}=")]
         kind = next((getattr(a, "_typehint", a.type) for a in parser._actions if a.dest == key[1]), None)
-        takes = getattr(kind, "__name__", str(kind)) if isinstance(kind, type) else str(kind).replace("typing.", "")
+        takes = _words(kind).replace(" | None", "")
         given = f"={values[-1]}" if values else ""
         raise ValueError(f"--{key[1]}{given} is not valid; it takes {takes}") from None
 
@@ -122,8 +122,15 @@ def command_info(argv: Sequence[str]) -> None:
     print("keywords     " + "\n             ".join(_keyword(p) for p in signature(cls).parameters.values()))
 
 
+def _words(annotation: Any) -> str:
+    """A type as a reader would write it."""
+    if isinstance(annotation, type) and not typing.get_args(annotation):
+        return annotation.__name__
+    return re.sub(r"\b(typing|collections\.abc|torch|pathlib(\._local)?)\.", "", str(annotation))
+
+
 def _keyword(p: inspect.Parameter) -> str:
-    kind = p.annotation.__name__ if isinstance(p.annotation, type) else str(p.annotation).replace("typing.", "")
+    kind = _words(p.annotation)
     return f"{p.name}" + (f" = {p.default!r}" if p.default is not p.empty else "  (required)") + (f"   {kind}" if kind != "Any" else "")
 
 
@@ -267,7 +274,7 @@ def _near(key: str, section: str, allowed: dict[str, dict[str, Any]]) -> str:
     for other in recipes.SECTIONS:
         if other != section and key in allowed[other]:
             return f" Did you mean {f'{other}.{key}'!r}?"
-    return nearest(key, allowed[section])
+    return nearest(key, allowed[section]) or (belongs_to(key, allowed[section]) if section == "model" else "")
 
 
 def _train_parser(allowed: dict[str, dict[str, inspect.Parameter]]) -> Any:

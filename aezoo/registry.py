@@ -25,10 +25,9 @@ T = TypeVar("T")
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """`" Did you mean 'x'?"`, or an empty string where nothing is near."""
-    options = {str(a).lower(): str(a) for a in allowed}
+    """`" Did you mean 'x'?"`, or an empty string where nothing is near. Case, - and _ make no difference."""
+    options = {str(a).lower().replace("-", "_"): str(a) for a in allowed}
     close = difflib.get_close_matches(str(name).lower().replace("-", "_"), options, n=1, cutoff=0.6)
-    close = close or difflib.get_close_matches(str(name).lower(), options, n=1, cutoff=0.6)
     return f" Did you mean {options[close[0]]!r}?" if close else ""
 
 
@@ -76,7 +75,7 @@ class Recorded(type):
         allowed = cls.__signature__.parameters
         for key in kwargs:
             if key not in allowed:
-                hint = nearest(key, allowed) or cls._elsewhere(key)
+                hint = nearest(key, allowed) or belongs_to(key, allowed)
                 raise TypeError(f"{cls.__name__} takes no keyword {key!r}; allowed: {', '.join(allowed)}.{hint}")
         try:
             bound = cls.__signature__.bind(*args, **kwargs)
@@ -87,14 +86,14 @@ class Recorded(type):
         object.__setattr__(built, "config", dict(bound.arguments))
         return built
 
-    def _elsewhere(cls, key: str) -> str:
-        """A hint where `key` is an option of a piece that `cls` takes by spec, e.g. `widths` of its backbone."""
-        for registry in Registry.everything:
-            for name in registry:
-                target = registry.entries[name]
-                if registry.kind in cls.__signature__.parameters and key in getattr(target, "__signature__", _NONE).parameters:
-                    return f" {key!r} belongs to the {registry.kind}: {registry.kind}=\"{name}({key}=...)\"."
-        return ""
+
+def belongs_to(key: str, parameters: Iterable[str]) -> str:
+    """A hint where `key` is an option of a piece that is given by spec, e.g. `widths` of a model's backbone."""
+    for registry in Registry.everything:
+        for name in registry if registry.kind in parameters else ():
+            if key in getattr(registry.entries[name], "__signature__", _NONE).parameters:
+                return f" {key!r} belongs to the {registry.kind}: {registry.kind}=\"{name}({key}=...)\"."
+    return ""
 
 
 _NONE = inspect.Signature()

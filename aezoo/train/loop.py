@@ -181,7 +181,7 @@ class _Trainer:
         saved = self.run.read_state() if self.run is not None and resume and self.run.has_state else None
         if saved is not None:
             self.step = saved[0]["step"]
-        self.enter_stage(saved[0]["stage"] if saved is not None else 0)
+        self.enter_stage(saved[0]["stage"] if saved is not None else self.stage_at(0))
         self.start_interval()
         self.average = Average(self.model, self.asked["ema"]) if self.asked["ema"] else None
         if saved is not None:
@@ -195,6 +195,10 @@ class _Trainer:
 
     def stage_at(self, step: int) -> int:
         return next((i for i, end in enumerate(self.stage_ends) if step < end), len(self.stages) - 1)
+
+    def at_boundary(self) -> bool:
+        """The end of an epoch, of a stage or of the run: a row is written here."""
+        return self.step >= self.total or self.step % self.per_epoch == 0 or self.stage_at(self.step) != self.model.stage
 
     def enter_stage(self, number: int) -> None:
         """A stage has parameters, and so an optimiser, of its own; what was best in the one before means nothing here."""
@@ -217,25 +221,31 @@ class _Trainer:
                 self.model.train()
                 if self.stage_at(self.step) != self.model.stage:
                     self.enter_stage(self.stage_at(self.step))
+                due, reached = False, self.step
                 for window in self.windows(epoch, self.step % self.per_epoch):
                     self.one_step(window)
                     self.bar.step(self)
+                    due = bool(every) and self.step % every == 0
+                    if self.at_boundary():
+                        break  # what is saved or stopped here is so after the row below
                     if interrupts.signal:
                         self.stop_at_once(interrupts)
-                    if every and self.step % every == 0:
+                    if due:
                         self.save()
-                    if self.step >= self.total or self.stage_at(self.step) != self.model.stage:
-                        break
+                if self.step == reached:
+                    raise ValueError(f"{self.description} yielded no batch in epoch {epoch + 1}")
                 row = self.log(epoch)
                 self.start_interval()
                 self.judge(row)
                 self.rows.append(row)
                 if self.run is not None:
                     self.run.append(row)
-                    if not every and time.perf_counter() - saved_at > SAVE_SECONDS:
+                    if due or (not every and time.perf_counter() - saved_at > SAVE_SECONDS):
                         self.save()
                         saved_at = time.perf_counter()
                 self.bar.row(self, row)
+                if interrupts.signal:
+                    self.stop_at_once(interrupts)
                 if any([callback(row) is False for callback in callbacks]):  # every callback sees the row
                     self.stopped = "callback"
                     break

@@ -1,0 +1,189 @@
+"""The contract of `BaseAE`, over every registered model x backbone x shape. A new model is covered without touching this file."""
+
+import copy
+
+import pytest
+import torch
+
+import aezoo
+
+SHAPES = [(1, 28, 28), (3, 32, 32), (17, 23), (1, 101), (3, 64, 48), (30,), (4, 128), (1, 6, 7, 5)]
+MODELS = aezoo.list_models()
+BACKBONES = ["mlp", "conv"]
+
+
+def build(name, shape, backbone="mlp", **more):
+    return aezoo.create_model(name, input_shape=shape, latent_dim=8, backbone=backbone, **more)
+
+
+def batch(shape, n=6, seed=0):
+    return torch.rand(n, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("name", MODELS)
+def test_contract(name, backbone, shape, tmp_path):
+    model, x = build(name, shape, backbone), batch(shape)
+
+    out = model(x)
+    assert out.recon.shape == x.shape and out.recon.dtype == x.dtype
+    assert out.z.shape == (6, *model.latent_shape)
+    assert "recon" in out.terms and all(t.shape in ((6,), ()) for t in out.terms.values())
+
+    loss = model.loss(x)
+    assert loss.total.shape == () and torch.isfinite(loss.total)
+    weights = model.term_weights()
+    assert torch.allclose(loss.total, sum(weights.get(k, 1.0) * v for k, v in loss.terms.items()))
+    loss.total.backward()
+    dead = [k for k, p in model.named_parameters() if p.grad is None or not bool(p.grad.abs().sum() > 0)]
+    assert not dead, f"no gradient reaches {dead}"
+
+    before = torch.get_rng_state()
+    model.train()
+    z = model.encode(x)
+    assert torch.equal(z, model.encode(x)) and torch.equal(model.reconstruct(x), model.decode(z))
+    assert torch.equal(before, torch.get_rng_state()), "encode or reconstruct used the global RNG"
+    assert model.training and model.decode(z).shape == x.shape
+
+    model.save_pretrained(tmp_path / "m")
+    again = aezoo.from_pretrained(tmp_path / "m")
+    assert torch.equal(again.reconstruct(x), model.reconstruct(x)) and type(again) is type(model) and not again.training
+
+    if model.prior is not None:
+        assert model.sample(3).shape == (3, *shape)
+    else:
+        with pytest.raises(ValueError, match="prior"):
+            model.sample(3)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("name", MODELS)
+def test_loss_falls_on_one_batch(name, backbone):
+    model, x = build(name, (1, 12, 12), backbone), batch((1, 12, 12), 16)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(60):
+        total = model.loss(x).total
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        model.after_step()
+        losses.append(float(total.detach()))
+    assert sum(losses[-5:]) / 5 < losses[0]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_dtype_and_copies(name):
+    model, x = build(name, (1, 8, 8)).double(), batch((1, 8, 8)).double()
+    out = model(x)
+    assert out.recon.dtype == out.z.dtype == model.loss(x).total.dtype == torch.float64
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin.reconstruct(x), model.reconstruct(x))
+    with torch.no_grad():
+        next(twin.parameters()).add_(1.0)
+    assert not torch.equal(twin.reconstruct(x), model.reconstruct(x))
+    assert torch.equal(model.to(torch.float32).reconstruct(x.float()), model.reconstruct(x.float()))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_float64_survives_saving(name, tmp_path):
+    model, x = build(name, (5,)).double(), batch((5,)).double()
+    again = aezoo.from_pretrained(model.save_pretrained(tmp_path))
+    assert again.reconstruct(x).dtype == torch.float64 and torch.equal(again.reconstruct(x), model.reconstruct(x))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_bfloat16_autocast_keeps_losses_in_float32(name):
+    model, x = build(name, (1, 8, 8)), batch((1, 8, 8))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model.loss(x)
+    assert loss.total.dtype == torch.float32 and torch.isfinite(loss.total)
+    loss.total.backward()
+
+
+LIKELIHOODS = [
+    "mse", "bce", "l1", "huber(delta=0.5)", "gaussian", "gaussian(sigma=0.5)", "gaussian(sigma='learned')", "gaussian(sigma='predicted')",
+    "laplace", "laplace(scale='predicted')", "bernoulli", "continuous_bernoulli",
+]  # fmt: skip
+CORRUPTIONS = [
+    "gaussian(sigma=(0.0, 0.5))", "masking(p=0.5)", "salt_and_pepper(p=(0.1, 0.3))", "speckle", "gaussian(sigma=0.1, where='latent')",
+    "masking(when='always')",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+@pytest.mark.parametrize("name", MODELS)
+def test_any_likelihood(name, likelihood):
+    cls = aezoo.registry.MODELS[name]
+    plain = likelihood.split("(")[0] in ("mse", "bce", "l1", "huber")
+    if cls.bound and plain:
+        with pytest.raises(ValueError, match="nats"):
+            build(name, (1, 9, 7), likelihood=likelihood)
+        return
+    if "predicted" in likelihood and name.startswith("tied"):
+        with pytest.raises(ValueError, match="tied"):
+            build(name, (1, 9, 7), cls.__signature__.parameters["backbone"].default, likelihood=likelihood)
+        return
+    model, x = build(name, (1, 9, 7), likelihood=likelihood), batch((1, 9, 7))
+    loss = model.loss(x)
+    loss.total.backward()
+    assert torch.isfinite(loss.total) and model.reconstruct(x).shape == x.shape
+    if model.likelihood.support:
+        assert 0 <= model.reconstruct(x).min() and model.reconstruct(x).max() <= 1
+    assert model.units == ("mean over dims" if plain else "nats per sample")
+
+
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+@pytest.mark.parametrize("name", MODELS)
+def test_any_corruption(name, corruption):
+    model, x = build(name, (1, 9, 7), corruption=corruption), batch((1, 9, 7))
+    model.loss(x).total.backward()
+    clean = model.reconstruct(x)
+    model.eval()
+    assert torch.equal(clean, model.reconstruct(x))
+    torch.manual_seed(1)
+    a = model(x).recon
+    torch.manual_seed(1)
+    for c in model.corruptions:
+        c.when = "training"
+    b = model(x).recon
+    assert torch.equal(a, b) == ("always" not in corruption)
+
+
+@pytest.mark.parametrize("backbone", ["mlp(tied=True)", "conv(tied=True)", "linear(tied=True)"])
+@pytest.mark.parametrize("name", MODELS)
+def test_tied_weights(name, backbone, tmp_path):
+    model, x = build(name, (2, 9, 7), backbone), batch((2, 9, 7))
+    model.loss(x).total.backward()
+    free = build(name, (2, 9, 7), backbone.replace("True", "False"))
+    assert model.num_parameters < free.num_parameters
+    assert not [k for k in model.state_dict() if k.startswith("decoder") and k.endswith("weight")]
+    again = aezoo.from_pretrained(model.save_pretrained(tmp_path))
+    assert torch.equal(again.reconstruct(x), model.reconstruct(x))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_says_what_it_is(name):
+    cls = aezoo.registry.MODELS[name]
+    assert cls.__doc__ and cls.paper and ("Paper" in cls.__doc__ or cls.paper.split()[0] in cls.__doc__)
+    signature = aezoo.registry.signature(cls)
+    assert all(p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in signature.parameters.values())
+
+
+@pytest.mark.parametrize("backbone", ["mlp(widths=(16,), norm='batch')", "mlp(norm='layer', dropout=0.3)", "conv(norm='batch')",
+                                      "conv(widths=(8,), kernel=5, norm='layer', dropout=0.2)", "linear"])  # fmt: skip
+@pytest.mark.parametrize("activation", ["relu", "tanh", "sigmoid", "gelu", "silu", "elu", "leaky_relu", "softplus"])
+def test_backbone_options(backbone, activation):
+    spec = backbone if backbone == "linear" else backbone[:-1] + f", activation='{activation}')" if "(" in backbone else backbone
+    model, x = build("vae", (3, 11, 6), spec), batch((3, 11, 6))
+    model.loss(x).total.backward()
+    before = torch.get_rng_state()
+    assert torch.equal(model.encode(x), model.encode(x)) and torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("shape", [(2,), (1,), (1, 1), (1, 2, 3), (3, 1, 1), (32, 32, 3), (2, 1, 9, 1)], ids=str)
+@pytest.mark.parametrize("kernel", [3, 5, 7])
+def test_conv_returns_exactly_the_input_size(shape, kernel):
+    model = build("conv_ae", shape, f"conv(widths=(4, 8), kernel={kernel})")
+    assert model(batch(shape)).recon.shape == (6, *shape)

@@ -1,0 +1,361 @@
+"""The loop."""
+
+import json
+import math
+import signal
+import threading
+
+import pytest
+import torch
+
+import aezoo
+from aezoo.train.optim import lr_factor
+from conftest import make_images
+
+
+def model_of(name="vae", **more):
+    torch.manual_seed(3)
+    return aezoo.create_model(name, input_shape=(1, 12, 12), latent_dim=4, backbone="mlp(widths=(32,))", **more)
+
+
+def fit(model, data, **more):
+    return aezoo.fit(model, data, **{"progress": False, "batch_size": 16, "device": "cpu", **more})
+
+
+def test_history_and_result(images):
+    result = fit(model_of(), images, epochs=3, val=0.25, patience=5)
+    assert [r["epoch"] for r in result.history] == [1, 2, 3] and [r["step"] for r in result.history] == [3, 6, 9]
+    row = result.history[-1]
+    assert row["loss"] == pytest.approx(row["recon"] + row["kl"], rel=1e-5) and row["elbo"] == pytest.approx(-row["loss"], rel=1e-5)
+    assert result.best["val_loss"] == min(r["val_loss"] for r in result.history)
+    assert not result.model.training and result.stopped == "finished" and result.out is None
+
+
+def test_the_result_holds_the_best_weights(images):
+    result = fit(model_of("ae"), images, epochs=8, val=images, lr=0.5, optimizer="sgd", clip=1.0)
+    with torch.no_grad():
+        loss = float(result.model.loss(images[0]).total)
+    assert loss == pytest.approx(result.best["val_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("corruption", ["none", "masking"])
+def test_same_seed_same_weights_and_the_global_rng_is_left_alone(images, corruption):
+    runs = []
+    for burn in (0, 5):
+        model = model_of(corruption=corruption)
+        torch.manual_seed(burn)
+        before = torch.get_rng_state()
+        fit(model, images, epochs=2, seed=11)
+        assert torch.equal(before, torch.get_rng_state())
+        runs.append(model.state_dict())
+    assert all(torch.equal(runs[0][k], runs[1][k]) for k in runs[0])
+    other = model_of(corruption=corruption)
+    fit(other, images, epochs=2, seed=12)
+    assert not all(torch.equal(runs[0][k], v) for k, v in other.state_dict().items())
+
+
+def test_uint8_is_kept_and_scaled(images):
+    x8 = (images[0] * 255).round().to(torch.uint8)
+    a, b = model_of("ae"), model_of("ae")
+    fit(a, x8, epochs=2)
+    fit(b, x8.float() / 255, epochs=2)
+    assert all(torch.allclose(v, b.state_dict()[k], atol=1e-6) for k, v in a.state_dict().items())
+    assert aezoo.load_data(x8).x.dtype == torch.uint8
+
+
+def test_accumulation_weights_a_partial_window_right():
+    x, _ = make_images(20)  # windows of 2 x 8: 16 samples, then 4
+    a, b = model_of("ae"), model_of("ae")
+    fit(a, x, steps=4, batch_size=8, accumulate=2, optimizer="sgd(momentum=0.0)", lr=0.5)
+    fit(b, x, steps=4, batch_size=16, optimizer="sgd(momentum=0.0)", lr=0.5)
+    assert all(torch.allclose(v, b.state_dict()[k], atol=1e-6) for k, v in a.state_dict().items())
+
+
+def test_accumulation_of_uneven_batches_equals_the_joint_batch():
+    x, _ = make_images(12)  # one window: 8 and 4 samples
+    a, b = model_of("ae"), model_of("ae")
+    fit(a, x, steps=3, batch_size=8, accumulate=2, optimizer="sgd(momentum=0.0)", lr=0.5)
+    fit(b, x, steps=3, batch_size=12, optimizer="sgd(momentum=0.0)", lr=0.5)
+    assert all(torch.allclose(v, b.state_dict()[k], atol=1e-6) for k, v in a.state_dict().items())
+
+
+def test_a_last_batch_of_one_is_joined():
+    x, _ = make_images(33)
+    model = aezoo.create_model("ae", input_shape=(1, 12, 12), backbone="mlp(widths=(8,), norm='batch')")
+    assert len(fit(model, x, epochs=2).history) == 2
+
+
+def test_l1_and_weight_decay_act_on_weights_only(images):
+    free, l1, l2 = model_of("ae"), model_of("ae"), model_of("ae")
+    fit(free, images[0], epochs=30, lr=1e-2)
+    result = fit(l1, images[0], epochs=30, lr=1e-2, l1=1e-3)
+    fit(l2, images[0], epochs=30, lr=1e-2, weight_decay=1e-2)
+
+    def weights(m):
+        return sum(float(p.detach().abs().sum()) for p in m.parameters() if p.dim() > 1)
+
+    assert weights(l1) < 0.5 * weights(free) and weights(l2) < 0.8 * weights(free)
+    row = result.history[-1]
+    assert row["loss"] == pytest.approx(row["recon"] + 1e-3 * row["l1"], rel=1e-4)
+
+
+def test_weight_decay_of_sgd_is_the_l2_penalty():
+    x, _ = make_images(16)
+    a, b = model_of("ae"), model_of("ae")
+    fit(a, x, steps=1, optimizer="sgd(momentum=0.0)", lr=0.1, weight_decay=0.3)
+    total = b.loss(x).total + 0.15 * sum(p.square().sum() for p in b.parameters() if p.dim() > 1)
+    total.backward()
+    with torch.no_grad():
+        for p in b.parameters():
+            p -= 0.1 * p.grad
+    assert all(torch.allclose(v, b.state_dict()[k], atol=1e-6) for k, v in a.state_dict().items())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop", "RAdam", "adamw(betas=(0.8, 0.9))", torch.optim.Adagrad,
+                                       {"name": "sgd", "nesterov": True}])  # fmt: skip
+def test_optimizers(images, optimizer):
+    history = fit(model_of("ae"), images, epochs=6, optimizer=optimizer, lr=3e-3).history
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
+def test_schedules_are_pure_functions_of_the_step():
+    assert [lr_factor("constant", s, 10, 4) for s in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert lr_factor("cosine", 5, 10, 0) == pytest.approx(0.5) and lr_factor("linear", 5, 10, 0) == pytest.approx(0.5)
+    assert lr_factor("cosine", 0, 10, 0) == 1.0 and lr_factor("cosine", 10, 10, 0) == pytest.approx(0.0)
+    assert lr_factor("linear", 6, 10, 2) == pytest.approx(0.5)
+
+
+def test_schedule_and_warmup_reach_the_optimizer(images):
+    history = fit(model_of("ae"), images[0], epochs=4, lr=1.0e-3, schedule="linear", warmup=4).history
+    assert [r["lr"] for r in history] == pytest.approx([1e-3, 1e-3 * (1 - 3 / 12), 1e-3 * (1 - 7 / 12), 1e-3 * (1 - 11 / 12)])
+
+
+def test_plateau_lowers_the_rate(images):
+    history = fit(model_of("ae"), images[0], epochs=14, val=images, schedule="plateau", lr=1e-30).history
+    assert history[-1]["lr"] < 0.2 * history[0]["lr"]
+
+
+def test_patience_stops_a_run_that_has_converged(images):
+    result = fit(model_of("ae"), images[0], epochs=100, val=images, patience=3, min_change=10.0)
+    assert result.stopped == "converged" and len(result.history) == 4
+
+
+def test_callbacks_see_rows_and_can_stop(images):
+    rows = []
+    result = fit(model_of("ae"), images, epochs=9, callbacks=[rows.append, lambda row: row["epoch"] < 3])
+    assert result.stopped == "callback" and rows == result.history and len(rows) == 3
+
+
+def test_ema_is_what_is_validated_and_kept(images):
+    averaged = fit(model_of("ae"), images[0], steps=40, ema=0.9, lr=1e-2)
+    raw = fit(model_of("ae"), images[0], steps=40, lr=1e-2)
+    pairs = list(zip(averaged.model.parameters(), raw.model.parameters()))
+    assert any(not torch.allclose(a, b) for a, b in pairs)
+    model, decay = model_of("ae"), []
+    shadow = [p.detach().clone() for p in model.parameters()]
+    again = model_of("ae")
+    for t in range(1, 4):
+        again = model_of("ae")
+        fit(again, images[0], steps=t, lr=1e-2)
+        d = min(0.9, (1 + t) / (10 + t))
+        decay.append(d)
+        shadow = [d * s + (1 - d) * p.detach() for s, p in zip(shadow, again.parameters())]
+    three = fit(model_of("ae"), images[0], steps=3, ema=0.9, lr=1e-2).model
+    assert all(torch.allclose(s, p, atol=1e-6) for s, p in zip(shadow, three.parameters()))
+
+
+def test_bf16_and_compile_flags(images):
+    history = fit(model_of("vae"), images, epochs=4, precision="bf16").history
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
+def test_no_host_synchronisation_between_logging_points(images, monkeypatch):
+    """`.item()`, `.tolist()`, `.cpu()`, `float()` and `bool()` of tensors are counted inside the steps."""
+    from aezoo.train import loop
+
+    counted, inside = [], []
+    for name in ("item", "tolist", "cpu", "__float__", "__bool__", "__int__"):
+        original = getattr(torch.Tensor, name)
+
+        def spy(self, *args, _original=original, _name=name, **kwargs):
+            if inside:
+                counted.append(_name)
+            return _original(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, spy)
+    one_step = loop._Trainer.one_step
+
+    def watched(self, window):
+        inside.append(1)
+        one_step(self, window)
+        inside.pop()
+
+    monkeypatch.setattr(loop._Trainer, "one_step", watched)
+    for name, more in [("vae", {"kl_warmup": 10}), ("k_sparse_ae", {"anneal": 10, "k": 2}), ("sparse_ae", {"penalty": "kl"})]:
+        fit(model_of(name, corruption="masking", **more), images, epochs=2, ema=0.9, schedule="cosine", accumulate=2)
+    assert counted == []
+
+
+def test_nothing_is_saved_of_a_loss_that_is_not_finite(images, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"not finite in epoch 1 .*loss .*Lower lr"):
+        fit(model_of("ae"), images[0], epochs=3, lr=1e30, optimizer="sgd", out=tmp_path / "r")
+    assert not list((tmp_path / "r").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"epochs": 0}, "epochs=0"),
+        ({"epochs": 2, "steps": 3}, "pass one of them"),
+        ({"batch_size": 65}, "batch_size=65 is larger than the 64 samples"),
+        ({"batch_size": -1}, "batch_size=-1"),
+        ({"lr": 0}, "lr=0"),
+        ({"lr": float("nan")}, "lr=nan"),
+        ({"optimizer": "adm"}, "Did you mean 'adam'"),
+        ({"optimizer": "adam(beta=3)"}, "Did you mean 'betas'"),
+        ({"optimizer": "adam(lr=3)"}, "keyword of fit"),
+        ({"schedule": "cos"}, "allowed: constant, cosine, linear, plateau"),
+        ({"schedule": "plateau"}, "validation loss"),
+        ({"patience": 3}, "validation loss"),
+        ({"val": 1.5}, "val=1.5"),
+        ({"val": 0.999}, "leaves none"),
+        ({"device": "cuda:99"}, "cuda:99"),
+        ({"device": "tpu0"}, "allowed: auto, cpu, cuda"),
+        ({"precision": "fp61"}, "allowed: auto, fp32, bf16"),
+        ({"compile": "maybe"}, "compile='maybe'"),
+        ({"ema": 1.0}, "ema=1.0"),
+        ({"clip": 0.0}, "clip=0.0"),
+        ({"seed": -1}, "seed=-1"),
+        ({"warmup": -1}, "warmup=-1"),
+    ],
+)
+def test_arguments_out_of_range(images, arguments, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        fit(model_of("ae"), images[0], **arguments)
+
+
+def test_model_must_be_one(images):
+    with pytest.raises(TypeError, match="must be a BaseAE"):
+        fit(torch.nn.Linear(2, 2), images)
+
+
+# --------------------------------------------------------------------------------------------------- run folder, resume
+
+
+def everything(folder):
+    from aezoo.storage import read_tensors
+
+    tensors, metadata = read_tensors(folder / "last" / "state.safetensors")
+    state = json.loads(metadata["state"])
+    for row in [*state["rows"], state["best_row"]]:
+        row.pop("samples_per_s", None)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        row.pop("samples_per_s")
+    return tensors, state, rows, read_tensors(folder / "model.safetensors")[0]
+
+
+@pytest.mark.parametrize("name", ["vae", "k_sparse_ae", "sparse_ae", "denoising_ae", "stacked_denoising_ae"])
+@pytest.mark.parametrize("stop", [5, 8, 9])
+def test_resume_is_exact_to_the_bit(images, tmp_path, name, stop):
+    """Stopped in the middle of an epoch, or at its end, and resumed: weights, optimiser, average, rows and best are equal."""
+
+    def run(out, **more):
+        extra = {"k_sparse_ae": {"anneal": 12}, "sparse_ae": {"penalty": "kl"}, "vae": {"kl_warmup": 9}}.get(name, {})
+        model = model_of(name, corruption="masking", **extra)
+        return fit(model, images, out=out, epochs=5, val=0.25, ema=0.9, schedule="cosine", accumulate=2, batch_size=9, **more)
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run(whole)
+
+    class Killed(Exception):
+        pass
+
+    from aezoo.train import loop
+
+    original = loop._Trainer.one_step
+
+    def dies(self, window):
+        if self.step == stop:
+            raise Killed
+        original(self, window)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop._Trainer, "one_step", dies)
+        with pytest.raises(Killed):
+            run(parts, checkpoint_every=stop)
+    run(parts, resume=True)
+    for a, b in zip(everything(whole), everything(parts)):
+        if isinstance(a, dict) and all(isinstance(v, torch.Tensor) for v in a.values()):
+            assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+        else:
+            assert a == b
+
+
+def test_run_folder(images, tmp_path, capsys):
+    out = tmp_path / "run"
+    result = aezoo.fit(model_of(), images, epochs=2, val=0.2, out=out, device="cpu")
+    names = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
+    pictures = {f"pictures/{n}.png" for n in ("reconstructions", "samples", "curves", "latent")}
+    assert names == {"config.yaml", "config.json", "model.safetensors", "metrics.jsonl", "last/config.json", "last/model.safetensors",
+                     "last/state.safetensors"} | pictures  # fmt: skip
+    said = capsys.readouterr().out
+    assert "device cpu (as asked)" in said and "images/s" in said and f"from_pretrained({str(out)!r})" in said and "resume" in said
+    again = aezoo.from_pretrained(out)
+    assert torch.equal(again.reconstruct(images[0]), result.model.reconstruct(images[0]))
+    assert aezoo.from_pretrained(out / "last").name == "vae"
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_going_on_for_longer(images, tmp_path):
+    fit(model_of("ae"), images, epochs=2, out=tmp_path)
+    result = fit(model_of("ae"), images, epochs=4, out=tmp_path, resume=True)
+    whole = fit(model_of("ae"), images, epochs=4)
+    assert [r["loss"] for r in result.history] == [r["loss"] for r in whole.history]
+    assert fit(model_of("ae"), images, epochs=4, out=tmp_path, resume=True).history == result.history
+
+
+def test_a_folder_with_a_run_is_not_overwritten(images, tmp_path):
+    fit(model_of("ae"), images, epochs=1, out=tmp_path)
+    with pytest.raises(ValueError, match=r"already holds a run \(at step 4\); pass resume=True"):
+        fit(model_of("ae"), images, epochs=1, out=tmp_path)
+    with pytest.raises(ValueError, match=r"is a run of 'ae', not of this 'vae'"):
+        fit(model_of("vae"), images, epochs=2, out=tmp_path, resume=True)
+    with pytest.raises(ValueError, match="damaged"):
+        state = tmp_path / "last" / "state.safetensors"
+        state.write_bytes(state.read_bytes()[:-100])
+        fit(model_of("ae"), images, epochs=2, out=tmp_path, resume=True)
+
+
+def test_an_output_folder_that_cannot_be_written_is_found_before_the_first_step(images, tmp_path):
+    (tmp_path / "file").write_text("")
+    calls = []
+    with pytest.raises(ValueError, match="cannot write to out="):
+        fit(model_of("ae"), images, out=tmp_path / "file" / "run", callbacks=[calls.append])
+    assert not calls
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_signal_saves_a_whole_step_and_says_how_to_go_on(images, tmp_path, capsys, number, error):
+    def interrupt(row):
+        if row["epoch"] == 2:
+            threading.Timer(0.02, signal.raise_signal, [number]).start()
+
+    with pytest.raises(error):
+        aezoo.fit(model_of("ae"), images, epochs=10**5, batch_size=16, out=tmp_path, callbacks=[interrupt], device="cpu")
+    assert "To go on" in capsys.readouterr().out
+    step = everything(tmp_path)[1]["step"]
+    assert step >= 8
+    result = fit(model_of("ae"), images, steps=step + 3, out=tmp_path, resume=True)
+    whole = fit(model_of("ae"), images, steps=step + 3)
+    assert all(torch.equal(a, b) for a, b in zip(result.model.parameters(), whole.model.parameters()))
+
+
+def test_kl_warmup_counts_steps_and_validation_uses_the_full_weight(images):
+    model = model_of("vae", beta=2.0, kl_warmup=8)
+    result = fit(model, images[0], epochs=3, val=images)
+    assert int(model.num_steps) == 12
+    row = result.history[0]
+    assert row["val_loss"] == pytest.approx(row["val_recon"] + 2 * row["val_kl"], rel=1e-5)
+    assert row["loss"] < row["recon"] + 2 * row["kl"]
+    assert math.isclose(result.history[2]["loss"], result.history[2]["recon"] + 2 * result.history[2]["kl"], rel_tol=1e-5)
