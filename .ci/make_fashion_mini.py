@@ -1,6 +1,6 @@
 """Makes aezoo/data/fashion_mini.npz from Fashion-MNIST's training split: the first 900 + 100 images of each class.
 
-    python .ci/make_fashion_mini.py ROOT      ROOT/FashionMNIST/raw/train-*-ubyte, torchvision's layout
+python .ci/make_fashion_mini.py ROOT      ROOT/FashionMNIST/raw/train-*-ubyte, torchvision's layout
 """
 
 import sys

@@ -1,8 +1,8 @@
 """aezoo: the autoencoder zoo for PyTorch. One contract, every variant, one training loop.
 
-    import aezoo
-    model = aezoo.create_model("vae", input_shape=(1, 28, 28), latent_dim=16)
-    result = aezoo.fit(model, "fashion-mini", epochs=5, out="runs/first")
+import aezoo
+model = aezoo.create_model("vae", input_shape=(1, 28, 28), latent_dim=16)
+result = aezoo.fit(model, "fashion-mini", epochs=5, out="runs/first")
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ Legend: B batch, D data dims, K latents; x data, h encoder output, z latent.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -92,6 +92,8 @@ class BaseAE(nn.Module, metaclass=Recorded):
     bound: ClassVar[bool] = False  # the loss holds a KL: the likelihood must be a density
     prior: Any = None  # p(z), on models that can sample
     config: dict[str, Any]
+    encoder: nn.Module
+    decoder: nn.Module
 
     def __init__(
         self,
@@ -239,7 +241,9 @@ class BaseAE(nn.Module, metaclass=Recorded):
     def check_input(self, x: Tensor, what: str = "x") -> None:
         """Raises TypeError or ValueError if `x` is no batch of floating-point samples of `input_shape`."""
         if not isinstance(x, Tensor):
-            raise TypeError(f"{what} must be a tensor of shape (batch, {_joined(self.input_shape)}); got {type(x).__name__}")
+            raise TypeError(
+                f"{what} must be a tensor of shape (batch, {_joined(self.input_shape)}); got {type(x).__name__}"
+            )
         if not x.is_floating_point():
             scale = "; scale it first: x.float() / 255" if x.dtype == torch.uint8 else ""
             raise TypeError(f"{what} has dtype {x.dtype}; a model takes floating point{scale}")
@@ -287,7 +291,9 @@ def checked_shape(shape: Any) -> tuple[int, ...]:
     shape = (shape,) if isinstance(shape, int) else shape
     fine = isinstance(shape, Sequence) and not isinstance(shape, str) and 1 <= len(shape) <= 4
     if not fine or not all(isinstance(s, int) and not isinstance(s, bool) and s > 0 for s in shape):
-        raise ValueError(f"input_shape={shape!r} must be 1 to 4 positive integers without the batch axis, e.g. (1, 28, 28)")
+        raise ValueError(
+            f"input_shape={shape!r} must be 1 to 4 positive integers without the batch axis, e.g. (1, 28, 28)"
+        )
     return tuple(shape)
 
 
@@ -302,5 +308,3 @@ def shape_hint(got: tuple[int, ...], want: tuple[int, ...]) -> str:
     if len(want) == 3 and len(got) == 4 and got[2:] == want[1:]:
         return f"; it has {got[1]} channels and the model takes {want[0]}"
     return ""
-
-

@@ -92,7 +92,9 @@ def command_list(argv: Sequence[str]) -> None:
     pattern = _parse(parser, argv).pattern
     names = list_models(pattern)
     if not names:
-        raise ValueError(f"no model fits {pattern!r}; models: {', '.join(list_models())}.{nearest(pattern.strip('*'), list_models())}")
+        raise ValueError(
+            f"no model fits {pattern!r}; models: {', '.join(list_models())}.{nearest(pattern.strip('*'), list_models())}"
+        )
     wide, paper = max(map(len, names)), max(len(MODELS[n].paper) for n in names)
     for name in names:
         print(f"{name:<{wide}}  {MODELS[name].paper:<{paper}}  {_summary(MODELS[name])}")
@@ -108,7 +110,9 @@ def command_info(argv: Sequence[str]) -> None:
     """One model: formula, paper, size, units, keywords: aezoo info NAME"""
     parser = _parser("info", "What a model is, its number of parameters, its units and its keywords.")
     parser.add_argument("name", help="as aezoo list prints it")
-    parser.add_argument("--input_shape", type=list[int], default=[1, 28, 28], help="shape of one sample, for the number of parameters")
+    parser.add_argument(
+        "--input_shape", type=list[int], default=[1, 28, 28], help="shape of one sample, for the number of parameters"
+    )
     options = _parse(parser, argv)
     cls = MODELS[options.name]
     model = create_model(options.name, input_shape=options.input_shape)
@@ -131,7 +135,11 @@ def _words(annotation: Any) -> str:
 
 def _keyword(p: inspect.Parameter) -> str:
     kind = _words(p.annotation)
-    return f"{p.name}" + (f" = {p.default!r}" if p.default is not p.empty else "  (required)") + (f"   {kind}" if kind != "Any" else "")
+    return (
+        f"{p.name}"
+        + (f" = {p.default!r}" if p.default is not p.empty else "  (required)")
+        + (f"   {kind}" if kind != "Any" else "")
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------- train
@@ -151,9 +159,14 @@ def command_train(argv: Sequence[str]) -> None:
     config, name, resume = _train_config(argv)
     source = load_data(config["data"]) if config["data"].get("source") is not None else None
     if source is None:
-        raise ValueError("no data: pass --data with a folder, a file or a registered name" + (
-            " (this run's data was given in Python: resume it there with aezoo.fit(..., resume=True))" if resume else ""
-        ))
+        raise ValueError(
+            "no data: pass --data with a folder, a file or a registered name"
+            + (
+                " (this run's data was given in Python: resume it there with aezoo.fit(..., resume=True))"
+                if resume
+                else ""
+            )
+        )
     torch.manual_seed(config["train"]["seed"])
     model_options = dict(config["model"])
     kind = model_options.pop("name")
@@ -226,17 +239,25 @@ def _train_config(argv: Sequence[str]) -> tuple[dict[str, dict[str, Any]], str, 
         name = Path(name).stem
     given = {s: dict(base.get(s, {})) for s in recipes.SECTIONS}
     model = next((v for f, v in flags if f == "model.name"), None)
-    if model is not None and model != given["model"].get("name"):
-        given["model"] = {"name": model}  # another model's keywords would not fit
+    if model is not None:
         name = model
+        if model != given["model"].get("name"):
+            given["model"] = {"name": model}  # another model's keywords would not fit
     source = next((v for f, v in flags if f == "data.source"), None)
     if source is not None and source != given["data"].get("source"):
         given["data"] = {"source": source}
         given["model"].pop("input_shape", None)
+        given["train"].pop("batch_size", None)  # was chosen for other data, which may be larger
         name = f"{name}-{Path(source).stem}"
     if "name" not in given["model"]:
-        raise ValueError(f"no model is named: write 'model: NAME' or pass --model NAME; models: {', '.join(list_models())}")
+        raise ValueError(
+            f"no model is named: write 'model: NAME' or pass --model NAME; models: {', '.join(list_models())}"
+        )
     MODELS[given["model"]["name"]]  # an unknown name ends here
+
+    for one, other in (("epochs", "steps"), ("steps", "epochs")):
+        if any(f == f"train.{one}" for f, _ in flags):
+            given["train"].pop(other, None)  # the flag's way of saying when to stop replaces the recipe's
 
     texts: dict[str, str] = {}
     allowed = {s: _keys(s, given["model"]["name"]) for s in recipes.SECTIONS}
@@ -244,7 +265,9 @@ def _train_config(argv: Sequence[str]) -> tuple[dict[str, dict[str, Any]], str, 
         short = recipes.SHORT.get(section)
         for key, value in given[section].items():
             if key not in allowed[section] and key != short and key != "note":
-                raise ValueError(f"{section} takes no key {key!r}; allowed: {', '.join(allowed[section])}.{_near(key, section, allowed)}")
+                raise ValueError(
+                    f"{section} takes no key {key!r}; allowed: {', '.join(allowed[section])}.{_near(key, section, allowed)}"
+                )
             if key not in (short, "note"):
                 texts[f"{section}.{key}"] = value if isinstance(value, str) else json.dumps(value)
     for flag, value in flags:
@@ -252,12 +275,18 @@ def _train_config(argv: Sequence[str]) -> tuple[dict[str, dict[str, Any]], str, 
         if section not in recipes.SECTIONS or not key:
             every = [f"{s}.{k}" for s in recipes.SECTIONS for k in allowed[s]]
             ends = [e for e in every if e.endswith(f".{flag}")]
-            hint = f" Did you mean '--{ends[0]}'?" if ends else nearest(flag, [*every, "model", "data", "out", "resume"])
-            raise ValueError(f"no flag '--{flag}'; flags are --model, --data, --out, --resume, --model.KEY, --data.KEY, --train.KEY.{hint}")
+            hint = (
+                f" Did you mean '--{ends[0]}'?" if ends else nearest(flag, [*every, "model", "data", "out", "resume"])
+            )
+            raise ValueError(
+                f"no flag '--{flag}'; flags are --model, --data, --out, --resume, --model.KEY, --data.KEY, --train.KEY.{hint}"
+            )
         if key == recipes.SHORT.get(section):
             continue
         if key not in allowed[section]:
-            raise ValueError(f"--{flag}: {section} takes no {key!r}; allowed: {', '.join(allowed[section])}.{_near(key, section, allowed)}")
+            raise ValueError(
+                f"--{flag}: {section} takes no {key!r}; allowed: {', '.join(allowed[section])}.{_near(key, section, allowed)}"
+            )
         texts[flag] = value
 
     parser = _train_parser(allowed)
@@ -283,7 +312,9 @@ def _train_parser(allowed: dict[str, dict[str, inspect.Parameter]]) -> Any:
         for key, p in parameters.items():
             default = None if p.default is p.empty else p.default
             if key == "input_shape":
-                parser.add_argument("--model.input_shape", type=list[int] | None, default=None, help="by default the data's")
+                parser.add_argument(
+                    "--model.input_shape", type=list[int] | None, default=None, help="by default the data's"
+                )
             elif p.annotation is inspect.Parameter.empty or p.annotation is Any:
                 parser.add_argument(f"--{section}.{key}", type=Any, default=default)
             else:
@@ -304,7 +335,9 @@ def _train_help(argv: Sequence[str]) -> str:
         title = {"model": f"--model.KEY, keywords of {name}", "data": "--data.KEY", "train": "--train.KEY"}[section]
         lines.append(f"\n{title}:")
         lines += [f"  {_keyword(p)}" for p in _keys(section, name).values()]
-    return "\n".join([*lines, "\naezoo info NAME explains a model's keywords; help(aezoo.fit) and help(aezoo.load_data) the others."])
+    return "\n".join(
+        [*lines, "\naezoo info NAME explains a model's keywords; help(aezoo.fit) and help(aezoo.load_data) the others."]
+    )
 
 
 # ------------------------------------------------------------------------------------- evaluate, reconstruct, sample
@@ -328,10 +361,14 @@ def command_evaluate(argv: Sequence[str]) -> None:
     from .hub import from_pretrained
     from .storage import write_json
 
-    parser = _parser("evaluate", "Evaluates a run's best weights: on the test split of its data, or on what it held out.")
+    parser = _parser(
+        "evaluate", "Evaluates a run's best weights: on the test split of its data, or on what it held out."
+    )
     parser.add_argument("run")
     parser.add_argument("--data", default=None, help="another source than the run's own")
-    parser.add_argument("--log_prob", type=int, default=0, help="importance samples for the log-likelihood (0: leave it out)")
+    parser.add_argument(
+        "--log_prob", type=int, default=0, help="importance samples for the log-likelihood (0: leave it out)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     o = _parse(parser, argv)
@@ -355,7 +392,7 @@ def _held_out(config: dict[str, dict[str, Any]]) -> tuple[Any, str]:
     if data.get("source") is None:
         raise ValueError("the run's data was given in Python; pass --data")
     if data["source"] in DATASETS and not Path(data["source"]).exists():
-        return load_data({**data, "split": "test"}), f"the test split of {data['source']}"
+        return load_data({**data, "split": "test", "limit": None}), f"the test split of {data['source']}"
     source = load_data(data)
     if isinstance(train.get("val"), float):
         return source.split(train["val"], train.get("seed", 0))[1], f"the part of {data['source']} held out in training"
@@ -371,9 +408,13 @@ def command_reconstruct(argv: Sequence[str]) -> None:
     from .hub import from_pretrained
     from .pictures import is_image, reconstructions, save_image
 
-    parser = _parser("reconstruct", "Writes each image's reconstruction to DIR, and one picture of all of them side by side.")
+    parser = _parser(
+        "reconstruct", "Writes each image's reconstruction to DIR, and one picture of all of them side by side."
+    )
     parser.add_argument("run")
-    parser.add_argument("images", nargs="+", help="image files or folders of them; arrays (.npy, .csv, ...) for other models")
+    parser.add_argument(
+        "images", nargs="+", help="image files or folders of them; arrays (.npy, .csv, ...) for other models"
+    )
     parser.add_argument("--out", default="reconstructions", help="folder for the results (default: reconstructions)")
     o = _parse(parser, argv)
     _run_file(o.run, "config.json")
@@ -390,7 +431,7 @@ def command_reconstruct(argv: Sequence[str]) -> None:
         files += found
     pictures = [p for p in files if p.suffix.lower() in IMAGE_ENDINGS]
     shape = model.input_shape
-    size = tuple(shape[-2:]) if len(shape) in (2, 3) and is_image(shape) else None
+    size = (shape[-2], shape[-1]) if len(shape) in (2, 3) and is_image(shape) else None
     channels = shape[0] if len(shape) == 3 else 1
     if pictures and (size is None or channels not in (1, 3)):
         raise ValueError(f"{pictures[0]} is an image, but {model.name} of {o.run} takes samples of shape {shape}")
@@ -407,7 +448,11 @@ def command_reconstruct(argv: Sequence[str]) -> None:
                 written[target] = written.get(target, 0) + 1
                 save_image(image, target if written[target] == 1 else out / f"{path.stem}-{written[target]}.png")
             error = (y - x).square().mean()
-            reconstructions(out / "comparison.png", {"input": x[:10], "output": y[:10]}, f"{model.name}: mean squared error {error:.4f}")
+            reconstructions(
+                out / "comparison.png",
+                {"input": x[:10], "output": y[:10]},
+                f"{model.name}: mean squared error {error:.4f}",
+            )
             fitted = sum(1 for p in pictures if _size_of(p) != size)
             note = f"; {fitted} of other sizes were fitted to {size[0]}x{size[1]}" if fitted and size else ""
             print(f"{len(pictures)} reconstructions and comparison.png in {out}, mean squared error {error:.4f}{note}")

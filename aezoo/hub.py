@@ -23,7 +23,9 @@ def from_pretrained(source: str | Path, device: str | torch.device = "cpu") -> B
         folder = _download(str(source))
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no config.json, so it is no saved model; it holds: {_listing(folder)}")
-    return load_weights(build(read_json(folder / "config.json"), folder / "config.json"), folder / "model.safetensors").to(device)
+    return load_weights(
+        build(read_json(folder / "config.json"), folder / "config.json"), folder / "model.safetensors"
+    ).to(device)
 
 
 def build(config: Any, where: str | Path) -> BaseAE:
@@ -47,7 +49,9 @@ def load_weights(model: BaseAE, path: str | Path) -> BaseAE:
     """Loads a safetensors file into a model of the same architecture; strict. Returns the model."""
     tensors, metadata = read_tensors(path)
     if metadata.get("model", model.name) != model.name:
-        raise ValueError(f"{path} holds the weights of a {metadata['model']!r}, but config.json describes a {model.name!r}")
+        raise ValueError(
+            f"{path} holds the weights of a {metadata['model']!r}, but config.json describes a {model.name!r}"
+        )
     wanted = model.state_dict()
     wrong = [f"{k} is missing" for k in wanted if k not in tensors]
     wrong += [f"{k} is not in the model" for k in tensors if k not in wanted]

@@ -52,7 +52,9 @@ class Likelihood(nn.Module, metaclass=Recorded):
     def check(self, low: float, high: float) -> None:
         """Raises ValueError if data in [low, high] cannot be scored, naming the range seen and what to do."""
         if self.support and (low < self.support[0] or high > self.support[1]):
-            scale = "divide by 255" if low >= 0 and 1 < high <= 255 else "rescale the data, e.g. (x - min) / (max - min)"
+            scale = (
+                "divide by 255" if low >= 0 and 1 < high <= 255 else "rescale the data, e.g. (x - min) / (max - min)"
+            )
             raise ValueError(
                 f"likelihood {self.name!r} needs data in [{self.support[0]:g}, {self.support[1]:g}], but the data lies in "
                 f"[{low:g}, {high:g}]: {scale}, or take likelihood='{'gaussian' if self.density else 'mse'}'"
@@ -112,7 +114,9 @@ class BCE(_Plain):
     instead = "bernoulli (binary data) or continuous_bernoulli (data in [0, 1])"
 
     def nll(self, params: Tensor, x: Tensor) -> Tensor:
-        return fn.per_sample_mean(F.binary_cross_entropy_with_logits(fn.full(params[:, 0]), fn.full(x), reduction="none"))
+        return fn.per_sample_mean(
+            F.binary_cross_entropy_with_logits(fn.full(params[:, 0]), fn.full(x), reduction="none")
+        )
 
     def mean(self, params: Tensor) -> Tensor:
         return torch.sigmoid(params[:, 0])
@@ -134,13 +138,17 @@ class _Located(Likelihood):
     """
 
     MOMENTUM = 0.99
+    moment: Tensor
+    weight: Tensor
 
     def __init__(self, scale: float | str, word: str):
         super().__init__()
         if isinstance(scale, str):
             choice(f"{self.name}: {word}", scale, ["learned", "optimal", "predicted"])
         elif not (isinstance(scale, (int, float)) and scale > 0 and math.isfinite(scale)):
-            raise ValueError(f"{self.name}: {word}={scale!r} must be a number > 0, or 'learned', 'optimal' or 'predicted'")
+            raise ValueError(
+                f"{self.name}: {word}={scale!r} must be a number > 0, or 'learned', 'optimal' or 'predicted'"
+            )
         self.mode = scale if isinstance(scale, str) else "fixed"
         self.num_params = 2 if scale == "predicted" else 1
         self.fixed = 0.0 if isinstance(scale, str) else math.log(scale)
@@ -170,7 +178,7 @@ class _Located(Likelihood):
                 self.weight.lerp_(torch.ones_like(self.weight), 1 - self.MOMENTUM)
             return self._log_scale_of(now)
         seen = self.weight > 0
-        kept = torch.where(seen, self.moment / torch.where(seen, self.weight, 1.0), 1.0)
+        kept = torch.where(seen, self.moment / self.weight.clamp_min(1e-30), 1.0)
         return self._log_scale_of(kept)
 
     @property
@@ -178,7 +186,7 @@ class _Located(Likelihood):
         """The scale that evaluation uses (sigma or b, in data units); None where the decoder predicts it."""
         if self.mode == "predicted":
             return None
-        log_scale = self.log_scale if self.mode == "learned" else self.fixed
+        log_scale: Tensor | float = self.log_scale if self.mode == "learned" else self.fixed
         if self.mode == "optimal":
             was, self.training = self.training, False
             log_scale = self._log_scale(self.moment, None)

@@ -167,7 +167,9 @@ def curves(path: Path, rows: Sequence[dict[str, Any]], units: str) -> Path:
         for key, label, colour in ((name, "training", "#8b93a3"), (f"val_{name}", "validation", "#1b6ca8")):
             points = [(r["epoch"], r[key]) for r in rows if key in r]
             if points:
-                ax.plot(*zip(*points), color=colour, label=label, marker="o" if len(points) < 15 else None, markersize=3)
+                ax.plot(
+                    *zip(*points), color=colour, label=label, marker="o" if len(points) < 15 else None, markersize=3
+                )
         plain_axes(ax, name, "epoch", units if name != "l1" else "")
         ax.xaxis.get_major_locator().set_params(integer=True)
         if i == 0:
@@ -204,7 +206,9 @@ def latent_map(path: Path, z: Tensor, labels: Tensor | None, class_names: Sequen
             palette = colormaps["tab10" if len(kinds) <= 10 else "tab20"]
             for i, kind in enumerate(kinds.tolist()):
                 name = class_names[kind] if class_names is not None and 0 <= kind < len(class_names) else str(kind)
-                ax.scatter(*points[values == kind].T.numpy(), s=size, color=palette(i), alpha=0.75, linewidths=0, label=name)
+                ax.scatter(
+                    *points[values == kind].T.numpy(), s=size, color=palette(i), alpha=0.75, linewidths=0, label=name
+                )
             ax.legend(frameon=False, fontsize=9, markerscale=2, loc="center left", bbox_to_anchor=(1.0, 0.5))
         else:
             dots = ax.scatter(*points.T.numpy(), s=size, c=values.numpy(), cmap="viridis", alpha=0.8, linewidths=0)
@@ -217,7 +221,9 @@ def latent_map(path: Path, z: Tensor, labels: Tensor | None, class_names: Sequen
 # ------------------------------------------------------------------------------------------------------ the run's album
 
 
-def draw_run(folder: Path, model: BaseAE, source: Source, rows: Sequence[dict[str, Any]], original: Source) -> list[Path]:
+def draw_run(
+    folder: Path, model: BaseAE, source: Source, rows: Sequence[dict[str, Any]], original: Source
+) -> list[Path]:
     """Everything that can be shown of a trained model; returns the files. Draws from the global RNG."""
     folder.mkdir(parents=True, exist_ok=True)
     like = next(model.parameters())
@@ -234,7 +240,9 @@ def draw_run(folder: Path, model: BaseAE, source: Source, rows: Sequence[dict[st
             panels["corrupted"] = x
         panels["output"] = model.reconstruct(x)
         error = (panels["output"] - shown.x).square().mean()
-        made.append(reconstructions(folder / "reconstructions.png", panels, f"{model.name}: mean squared error {error:.4f}"))
+        made.append(
+            reconstructions(folder / "reconstructions.png", panels, f"{model.name}: mean squared error {error:.4f}")
+        )
         if model.prior is not None:
             made.append(samples(folder / "samples.png", model.sample(64), shown.x))
         if rows:

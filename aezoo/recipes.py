@@ -28,11 +28,15 @@ def read(text: str | Path) -> dict[str, dict[str, Any]]:
     path = Path(text)
     if path.suffix not in (".yaml", ".yml"):
         if str(text) not in names():
-            raise FileNotFoundError(f"no recipe {str(text)!r}; recipes: {', '.join(names())}; or a .yaml file.{nearest(str(text), names())}")
+            raise FileNotFoundError(
+                f"no recipe {str(text)!r}; recipes: {', '.join(names())}; or a .yaml file.{nearest(str(text), names())}"
+            )
         path = folder() / f"{text}.yaml"
     if not path.is_file():
         beside = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        raise FileNotFoundError(f"no file {str(path)!r}.{nearest(path.name, [*beside, *(f'{n}.yaml' for n in names())])}")
+        raise FileNotFoundError(
+            f"no file {str(path)!r}.{nearest(path.name, [*beside, *(f'{n}.yaml' for n in names())])}"
+        )
     import yaml
 
     try:
@@ -44,7 +48,9 @@ def read(text: str | Path) -> dict[str, dict[str, Any]]:
     config: dict[str, dict[str, Any]] = {}
     for section, value in loaded.items():
         if section not in SECTIONS:
-            raise ValueError(f"{path}: no section {section!r}; allowed: {', '.join(SECTIONS)}.{nearest(str(section), SECTIONS)}")
+            raise ValueError(
+                f"{path}: no section {section!r}; allowed: {', '.join(SECTIONS)}.{nearest(str(section), SECTIONS)}"
+            )
         if isinstance(value, str) and section in SHORT:
             value = {SHORT[section]: value}
         if not isinstance(value, dict):

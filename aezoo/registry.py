@@ -92,7 +92,7 @@ def belongs_to(key: str, parameters: Iterable[str]) -> str:
     for registry in Registry.everything:
         for name in registry if registry.kind in parameters else ():
             if key in getattr(registry.entries[name], "__signature__", _NONE).parameters:
-                return f" {key!r} belongs to the {registry.kind}: {registry.kind}=\"{name}({key}=...)\"."
+                return f' {key!r} belongs to the {registry.kind}: {registry.kind}="{name}({key}=...)".'
     return ""
 
 
@@ -178,7 +178,9 @@ def plain(value: Any) -> Any:
         return [plain(v) for v in value]
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
-    raise TypeError(f"{value!r} ({type(value).__name__}) cannot be written to config.json; give it by its registered name")
+    raise TypeError(
+        f"{value!r} ({type(value).__name__}) cannot be written to config.json; give it by its registered name"
+    )
 
 
 MODELS: Registry = Registry("model")
@@ -205,5 +207,7 @@ def create_model(name: str, input_shape: Any = None, **keywords: Any) -> Any:
     right spelling."""
     cls = MODELS[name]
     if input_shape is None:
-        raise TypeError(f"create_model({name!r}) needs input_shape, the shape of one sample, e.g. input_shape=(1, 28, 28)")
+        raise TypeError(
+            f"create_model({name!r}) needs input_shape, the shape of one sample, e.g. input_shape=(1, 28, 28)"
+        )
     return cls(input_shape=input_shape, **keywords)

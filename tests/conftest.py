@@ -8,7 +8,9 @@ import torch
 
 
 def pytest_addoption(parser):
-    parser.addoption("--record-golden", action="store_true", help="write tests/golden.json anew instead of comparing with it")
+    parser.addoption(
+        "--record-golden", action="store_true", help="write tests/golden.json anew instead of comparing with it"
+    )
 
 
 def pytest_collection_modifyitems(items):

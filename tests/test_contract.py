@@ -130,7 +130,7 @@ def test_any_likelihood(name, likelihood):
     loss.total.backward()
     assert torch.isfinite(loss.total) and model.reconstruct(x).shape == x.shape
     if model.likelihood.support:
-        assert 0 <= model.reconstruct(x).min() and model.reconstruct(x).max() <= 1
+        assert model.reconstruct(x).min() >= 0 and model.reconstruct(x).max() <= 1
     assert model.units == ("mean over dims" if plain else "nats per sample")
 
 
@@ -175,7 +175,13 @@ def test_every_model_says_what_it_is(name):
                                       "conv(widths=(8,), kernel=5, norm='layer', dropout=0.2)", "linear"])  # fmt: skip
 @pytest.mark.parametrize("activation", ["relu", "tanh", "sigmoid", "gelu", "silu", "elu", "leaky_relu", "softplus"])
 def test_backbone_options(backbone, activation):
-    spec = backbone if backbone == "linear" else backbone[:-1] + f", activation='{activation}')" if "(" in backbone else backbone
+    spec = (
+        backbone
+        if backbone == "linear"
+        else backbone[:-1] + f", activation='{activation}')"
+        if "(" in backbone
+        else backbone
+    )
     model, x = build("vae", (3, 11, 6), spec), batch((3, 11, 6))
     model.loss(x).total.backward()
     before = torch.get_rng_state()

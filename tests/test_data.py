@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from conftest import make_images
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import aezoo
 from aezoo.data import DATASETS
-from conftest import make_images
 
 CPU = torch.device("cpu")
 
@@ -17,7 +17,11 @@ def picture(path, size=(10, 8), mode="RGB", value=None):
     """A picture file of (width, height)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     g = np.random.default_rng(hash(path.name) % 1000)
-    array = g.integers(0, 256, (size[1], size[0], 4), dtype=np.uint8) if value is None else np.full((size[1], size[0], 4), value, np.uint8)
+    array = (
+        g.integers(0, 256, (size[1], size[0], 4), dtype=np.uint8)
+        if value is None
+        else np.full((size[1], size[0], 4), value, np.uint8)
+    )
     Image.fromarray(array, "RGBA").convert(mode).save(path)
 
 
@@ -70,10 +74,21 @@ def test_datasets(kind, labels, workers):
     assert (batches[0].y is not None) == labels
 
 
-@pytest.mark.parametrize("data", [Squares(), DataLoader(Squares(), batch_size=6, shuffle=False), DataLoader(Squares(labels=False), batch_size=6)])
+@pytest.mark.parametrize(
+    "data",
+    [Squares(), DataLoader(Squares(), batch_size=6, shuffle=False), DataLoader(Squares(labels=False), batch_size=6)],
+)
 def test_training_from_datasets_and_loaders(data):
     model = aezoo.create_model("ae", input_shape=(1, 6, 5), latent_dim=2)
-    result = aezoo.fit(model, data, epochs=15, lr=1e-2, batch_size=None if isinstance(data, DataLoader) else 6, progress=False, device="cpu")
+    result = aezoo.fit(
+        model,
+        data,
+        epochs=15,
+        lr=1e-2,
+        batch_size=None if isinstance(data, DataLoader) else 6,
+        progress=False,
+        device="cpu",
+    )
     assert result.history[-1]["step"] == 60 and result.history[-1]["loss"] < 0.5 * result.history[0]["loss"]
 
 
@@ -105,7 +120,11 @@ def test_binarisation():
     x = torch.full((500, 1, 4, 4), 0.3)
     dynamic = aezoo.load_data(x, binarize="dynamic")
     a, b = first(dynamic, 500).x, first(dynamic, 500).x
-    assert set(a.unique().tolist()) == {0.0, 1.0} and not torch.equal(a, b) and a.mean().item() == pytest.approx(0.3, abs=0.02)
+    assert (
+        set(a.unique().tolist()) == {0.0, 1.0}
+        and not torch.equal(a, b)
+        and a.mean().item() == pytest.approx(0.3, abs=0.02)
+    )
     static = [first(aezoo.load_data(x, binarize="static"), 500).x for _ in range(2)]
     assert torch.equal(*static) and static[0].mean().item() == pytest.approx(0.3, abs=0.02)
     assert (first(aezoo.load_data(x, binarize="threshold")).x == 0).all()
@@ -135,7 +154,11 @@ def test_folder_of_classes(tmp_path):
         for i in range(3):
             picture(tmp_path / name / f"{i}.jpg")
     source = aezoo.load_data(str(tmp_path))
-    assert source.shape == (3, 8, 10) and source.labels.tolist() == [0, 0, 0, 1, 1, 1] and source.class_names == ["cat", "dog"]
+    assert (
+        source.shape == (3, 8, 10)
+        and source.labels.tolist() == [0, 0, 0, 1, 1, 1]
+        and source.class_names == ["cat", "dog"]
+    )
 
 
 def test_folder_of_mixed_sizes_and_modes(tmp_path):
@@ -324,20 +347,38 @@ def idx(path, array):
     path.write_bytes(header + array.astype(np.uint8).tobytes())
 
 
-@pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST"), ("kmnist", "KMNIST")])
+@pytest.mark.parametrize(
+    ("name", "folder"), [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST"), ("kmnist", "KMNIST")]
+)
 def test_torchvision_layout(tmp_path, monkeypatch, name, folder):
     g = np.random.default_rng(0)
     for part, n in (("train", 30), ("t10k", 10)):
         idx(tmp_path / folder / "raw" / f"{part}-images-idx3-ubyte", g.integers(0, 256, (n, 28, 28)))
         idx(tmp_path / folder / "raw" / f"{part}-labels-idx1-ubyte", g.integers(0, 10, n))
     source = aezoo.load_data(name, root=str(tmp_path))
-    assert len(source) == 30 and source.shape == (1, 28, 28) and source.x.dtype == torch.uint8 and len(source.class_names) == 10
+    assert (
+        len(source) == 30
+        and source.shape == (1, 28, 28)
+        and source.x.dtype == torch.uint8
+        and len(source.class_names) == 10
+    )
     monkeypatch.setenv("AEZOO_DATA", str(tmp_path))
     assert len(aezoo.load_data(name, split="test")) == 10
 
 
 def test_every_name_is_registered():
-    wanted = {"fashion-mini", "digits", "mnist", "fashion_mnist", "cifar10", "kmnist", "emnist", "svhn", "stl10", "celeba"}
+    wanted = {
+        "fashion-mini",
+        "digits",
+        "mnist",
+        "fashion_mnist",
+        "cifar10",
+        "kmnist",
+        "emnist",
+        "svhn",
+        "stl10",
+        "celeba",
+    }
     assert wanted <= set(DATASETS) and all(DATASETS[n].__doc__ for n in wanted)
 
 

@@ -7,10 +7,10 @@ import threading
 
 import pytest
 import torch
+from conftest import make_images
 
 import aezoo
 from aezoo.train.optim import lr_factor
-from conftest import make_images
 
 
 def model_of(name="vae", **more):
@@ -26,7 +26,9 @@ def test_history_and_result(images):
     result = fit(model_of(), images, epochs=3, val=0.25, patience=5)
     assert [r["epoch"] for r in result.history] == [1, 2, 3] and [r["step"] for r in result.history] == [3, 6, 9]
     row = result.history[-1]
-    assert row["loss"] == pytest.approx(row["recon"] + row["kl"], rel=1e-5) and row["elbo"] == pytest.approx(-row["loss"], rel=1e-5)
+    assert row["loss"] == pytest.approx(row["recon"] + row["kl"], rel=1e-5) and row["elbo"] == pytest.approx(
+        -row["loss"], rel=1e-5
+    )
     assert result.best["val_loss"] == min(r["val_loss"] for r in result.history)
     assert not result.model.training and result.stopped == "finished" and result.out is None
 
@@ -127,7 +129,9 @@ def test_schedules_are_pure_functions_of_the_step():
 
 def test_schedule_and_warmup_reach_the_optimizer(images):
     history = fit(model_of("ae"), images[0], epochs=4, lr=1.0e-3, schedule="linear", warmup=4).history
-    assert [r["lr"] for r in history] == pytest.approx([1e-3, 1e-3 * (1 - 3 / 12), 1e-3 * (1 - 7 / 12), 1e-3 * (1 - 11 / 12)])
+    assert [r["lr"] for r in history] == pytest.approx(
+        [1e-3, 1e-3 * (1 - 3 / 12), 1e-3 * (1 - 7 / 12), 1e-3 * (1 - 11 / 12)]
+    )
 
 
 def test_plateau_lowers_the_rate(images):
@@ -191,7 +195,11 @@ def test_no_host_synchronisation_between_logging_points(images, monkeypatch):
         inside.pop()
 
     monkeypatch.setattr(loop._Trainer, "one_step", watched)
-    for name, more in [("vae", {"kl_warmup": 10}), ("k_sparse_ae", {"anneal": 10, "k": 2}), ("sparse_ae", {"penalty": "kl"})]:
+    for name, more in [
+        ("vae", {"kl_warmup": 10}),
+        ("k_sparse_ae", {"anneal": 10, "k": 2}),
+        ("sparse_ae", {"penalty": "kl"}),
+    ]:
         fit(model_of(name, corruption="masking", **more), images, epochs=2, ema=0.9, schedule="cosine", accumulate=2)
     assert counted == []
 
@@ -263,7 +271,9 @@ def test_resume_is_exact_to_the_bit(images, tmp_path, name, stop):
     def run(out, **more):
         extra = {"k_sparse_ae": {"anneal": 12}, "sparse_ae": {"penalty": "kl"}, "vae": {"kl_warmup": 9}}.get(name, {})
         model = model_of(name, corruption="masking", **extra)
-        return fit(model, images, out=out, epochs=5, val=0.25, ema=0.9, schedule="cosine", accumulate=2, batch_size=9, **more)
+        return fit(
+            model, images, out=out, epochs=5, val=0.25, ema=0.9, schedule="cosine", accumulate=2, batch_size=9, **more
+        )
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run(whole)
@@ -300,7 +310,12 @@ def test_run_folder(images, tmp_path, capsys):
     assert names == {"config.yaml", "config.json", "model.safetensors", "metrics.jsonl", "last/config.json", "last/model.safetensors",
                      "last/state.safetensors"} | pictures  # fmt: skip
     said = capsys.readouterr().out
-    assert "device cpu (as asked)" in said and "images/s" in said and f"from_pretrained({str(out)!r})" in said and "resume" in said
+    assert (
+        "device cpu (as asked)" in said
+        and "images/s" in said
+        and f"from_pretrained({str(out)!r})" in said
+        and "resume" in said
+    )
     again = aezoo.from_pretrained(out)
     assert torch.equal(again.reconstruct(images[0]), result.model.reconstruct(images[0]))
     assert aezoo.from_pretrained(out / "last").name == "vae"
@@ -342,7 +357,9 @@ def test_a_signal_saves_a_whole_step_and_says_how_to_go_on(images, tmp_path, cap
             threading.Timer(0.02, signal.raise_signal, [number]).start()
 
     with pytest.raises(error):
-        aezoo.fit(model_of("ae"), images, epochs=10**5, batch_size=16, out=tmp_path, callbacks=[interrupt], device="cpu")
+        aezoo.fit(
+            model_of("ae"), images, epochs=10**5, batch_size=16, out=tmp_path, callbacks=[interrupt], device="cpu"
+        )
     assert "To go on" in capsys.readouterr().out
     step = everything(tmp_path)[1]["step"]
     assert step >= 8
@@ -358,4 +375,6 @@ def test_kl_warmup_counts_steps_and_validation_uses_the_full_weight(images):
     row = result.history[0]
     assert row["val_loss"] == pytest.approx(row["val_recon"] + 2 * row["val_kl"], rel=1e-5)
     assert row["loss"] < row["recon"] + 2 * row["kl"]
-    assert math.isclose(result.history[2]["loss"], result.history[2]["recon"] + 2 * result.history[2]["kl"], rel_tol=1e-5)
+    assert math.isclose(
+        result.history[2]["loss"], result.history[2]["recon"] + 2 * result.history[2]["kl"], rel_tol=1e-5
+    )

@@ -43,11 +43,16 @@ def test_continuous_bernoulli_equals_torch_and_integrates_to_one():
     for logit in logits:
         density = torch.exp(-fn.continuous_bernoulli_nll(u[:, None], logit.expand(len(u), 1)))
         assert torch.trapezoid(density, u).item() == pytest.approx(1.0, abs=1e-6)
-        assert torch.trapezoid(density * u, u).item() == pytest.approx(fn.continuous_bernoulli_mean(logit).item(), abs=1e-6)
+        assert torch.trapezoid(density * u, u).item() == pytest.approx(
+            fn.continuous_bernoulli_mean(logit).item(), abs=1e-6
+        )
     x = u[::2000][:, None].expand(-1, len(logits))
     away = logits.abs() > 0.2  # torch's own version loses digits near 1/2
     ref = -D.ContinuousBernoulli(logits=logits).log_prob(x)
-    ours = torch.stack([fn.continuous_bernoulli_nll(x[:, i : i + 1], logits[i : i + 1].expand(len(x), 1)) for i in range(len(logits))], 1)
+    ours = torch.stack(
+        [fn.continuous_bernoulli_nll(x[:, i : i + 1], logits[i : i + 1].expand(len(x), 1)) for i in range(len(logits))],
+        1,
+    )
     assert torch.allclose(ours[:, away], ref[:, away], atol=1e-8)
 
 

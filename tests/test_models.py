@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+from conftest import make_images
 
 import aezoo
 from aezoo import functional as fn
-from conftest import make_images
 
 
 def fit(model, data, **more):
@@ -20,7 +20,16 @@ def fit(model, data, **more):
 def test_deep_ae_is_built_as_published():
     model = aezoo.create_model("deep_ae", input_shape=(784,))
     sizes = [b.layer.weight.shape for b in model.encoder] + [b.layer.weight.shape for b in model.decoder]
-    assert [tuple(s) for s in sizes] == [(1000, 784), (500, 1000), (250, 500), (30, 250), (250, 30), (500, 250), (1000, 500), (784, 1000)]
+    assert [tuple(s) for s in sizes] == [
+        (1000, 784),
+        (500, 1000),
+        (250, 500),
+        (30, 250),
+        (250, 30),
+        (500, 250),
+        (1000, 500),
+        (784, 1000),
+    ]
 
 
 def pca_error(x, k):
@@ -72,7 +81,9 @@ def ppca_log_likelihood(x, k):
 def test_linear_vae_reaches_the_likelihood_of_probabilistic_pca(sigma):
     """Lucas et al. 2019 (arXiv:1911.02469): the ELBO of a linear VAE has no other maximum than pPCA's likelihood."""
     x = linear_gaussian(1000, 8, 2, 0.4)
-    model = aezoo.create_model("vae", input_shape=(8,), latent_dim=2, backbone="linear", likelihood=f"gaussian(sigma='{sigma}')")
+    model = aezoo.create_model(
+        "vae", input_shape=(8,), latent_dim=2, backbone="linear", likelihood=f"gaussian(sigma='{sigma}')"
+    )
     fit(model, x, epochs=600, batch_size=500, lr=5e-2, schedule="cosine")
     best = ppca_log_likelihood(x, 2)
     torch.manual_seed(0)
@@ -120,7 +131,9 @@ def test_vae_terms_are_nats_per_sample_and_do_not_depend_on_the_batch_size():
     assert torch.allclose(model.loss(x).total, (out.terms["recon"] + out.terms["kl"]).mean(), rtol=0.05)
     assert out.terms["kl"].shape == out.terms["recon"].shape == (32,)
     params = model.decoder(out.z)[:, 0]
-    expected = -(x * torch.nn.functional.logsigmoid(params) + (1 - x) * torch.nn.functional.logsigmoid(-params)).sum((1, 2, 3))
+    expected = -(x * torch.nn.functional.logsigmoid(params) + (1 - x) * torch.nn.functional.logsigmoid(-params)).sum(
+        (1, 2, 3)
+    )
     assert torch.allclose(out.terms["recon"], expected, rtol=1e-5)
     mu, logvar = model.posterior(model.encoder(x))
     assert torch.allclose(out.terms["kl"], 0.5 * (mu**2 + logvar.exp() - 1 - logvar).sum(1), atol=1e-5)
@@ -246,7 +259,9 @@ def test_denoising_learns_to_remove_noise():
 
 def test_stacked_pretraining_trains_one_layer_at_a_time():
     x, _ = make_images(64)
-    model = aezoo.create_model("stacked_denoising_ae", input_shape=(1, 12, 12), latent_dim=8, backbone="mlp(widths=(32, 16))")
+    model = aezoo.create_model(
+        "stacked_denoising_ae", input_shape=(1, 12, 12), latent_dim=8, backbone="mlp(widths=(32, 16))"
+    )
     before = {k: v.clone() for k, v in model.state_dict().items()}
     seen = {}
 
@@ -267,7 +282,9 @@ def test_stacked_pretraining_trains_one_layer_at_a_time():
 
 
 def test_stacked_layers_see_the_clean_code_of_the_layers_below_and_corrupt_their_own_input():
-    model = aezoo.create_model("stacked_denoising_ae", input_shape=(6,), latent_dim=3, backbone="mlp(widths=(5,))", corruption="masking(p=1.0)")
+    model = aezoo.create_model(
+        "stacked_denoising_ae", input_shape=(6,), latent_dim=3, backbone="mlp(widths=(5,))", corruption="masking(p=1.0)"
+    )
     x = torch.rand(4, 6)
     model.stage = 1
     h = model.encoder[0](x)

@@ -93,6 +93,8 @@ class Tied(nn.Module):
     """A layer that applies the transpose of another's weight, with a bias of its own. The weight is stored once, with its
     owner."""
 
+    owner: Any
+
     def __init__(self, owner: nn.Module, transpose: Callable[..., Tensor], features: int, **options: Any):
         super().__init__()
         object.__setattr__(self, "owner", owner)  # not registered as a child: the weight is in the state once
@@ -129,4 +131,6 @@ def checked(name: str, widths: Sequence[int], activation: str, norm: str, dropou
 def check_tied(name: str, num_params: int) -> None:
     """Tied weights leave no room for a second decoder output per element."""
     if num_params != 1:
-        raise ValueError(f"{name}: tied=True needs a likelihood with one decoder output per element; this one needs {num_params}")
+        raise ValueError(
+            f"{name}: tied=True needs a likelihood with one decoder output per element; this one needs {num_params}"
+        )

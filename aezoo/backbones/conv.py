@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import nn
@@ -39,7 +40,7 @@ class Conv(Backbone):
         if not self.widths:
             raise ValueError("conv: widths=() holds no layer; give at least one channel count, e.g. (32,)")
         self.kernel, self.tied = kernel, tied
-        self.hidden = {"activation": activation, "norm": norm, "dropout": dropout}
+        self.hidden: dict[str, Any] = {"activation": activation, "norm": norm, "dropout": dropout}
 
     def build(
         self, input_shape: tuple[int, ...], latent_dim: int, code_params: int = 1, num_params: int = 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -27,7 +28,7 @@ class MLP(Backbone):
     ):
         self.widths = checked(self.name, widths, activation, norm, dropout)
         self.tied = tied
-        self.hidden = {"activation": activation, "norm": norm, "dropout": dropout}
+        self.hidden: dict[str, Any] = {"activation": activation, "norm": norm, "dropout": dropout}
 
     def build(
         self, input_shape: tuple[int, ...], latent_dim: int, code_params: int = 1, num_params: int = 1
@@ -38,7 +39,7 @@ class MLP(Backbone):
         if self.tied:
             check_tied(self.name, num_params)
 
-        def hidden(is_hidden: bool) -> dict:
+        def hidden(is_hidden: bool) -> dict[str, Any]:
             return self.hidden if is_hidden else {}
 
         layers = [nn.Linear(a, b * (code_params if i == last else 1)) for i, (a, b) in enumerate(zip(sizes, sizes[1:]))]

@@ -91,22 +91,20 @@ def load_folder(
         holds = Counter(p.suffix.lower() or "no ending" for p in files)
         found = ", ".join(f"{n} x {ending}" for ending, n in holds.most_common(4)) or "nothing"
         raise ValueError(f"{folder} holds no image ({', '.join(IMAGE_ENDINGS)}); it holds {found}")
-    if isinstance(size, int):
-        size = (size, size)
-    if size is not None and not (len(size) == 2 and all(isinstance(s, int) and s > 0 for s in size)):
-        raise ValueError(f"size={size!r} must be a positive integer or (height, width)")
 
     with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
         looks = list(pool.map(_look, paths))
     bad = [(p, look) for p, look in zip(paths, looks) if isinstance(look, str)]
     kept = [(p, look) for p, look in zip(paths, looks) if not isinstance(look, str)]
-    if bad and not skip_corrupt or not kept:
+    if (bad and not skip_corrupt) or not kept:
         raise ValueError(_corrupt(folder, [f"{p.relative_to(folder)} ({why})" for p, why in bad], len(paths)))
     sizes = Counter(look[0] for _, look in kept)
     if size is None and len(sizes) > 1:
         most = ", ".join(f"{n} of {h}x{w}" for (h, w), n in sizes.most_common(3))
         smallest = min(min(s) for s in sizes)
-        raise ValueError(f"{folder} holds images of {len(sizes)} sizes (height x width: {most}); pass size=, e.g. size={smallest}")
+        raise ValueError(
+            f"{folder} holds images of {len(sizes)} sizes (height x width: {most}); pass size=, e.g. size={smallest}"
+        )
     height, width = size or next(iter(sizes))
     channels = channels or (3 if any(look[1] for _, look in kept) else 1)
 
@@ -122,10 +120,14 @@ def load_folder(
             raise ValueError(_corrupt(folder, failed, len(paths)))
         bad_names = [str(p.relative_to(folder)) for p, _ in bad] + failed
     else:
-        source = DatasetSource(images, workers=os.cpu_count() or 1 if workers is None else workers, description=str(folder))
+        source = DatasetSource(
+            images, workers=os.cpu_count() or 1 if workers is None else workers, description=str(folder)
+        )
         bad_names = [str(p.relative_to(folder)) for p, _ in bad]
     if bad_names:
-        print(f"{folder}: left out {len(bad_names)} unreadable images: {', '.join(bad_names[:5])}{', ...' * (len(bad_names) > 5)}")
+        print(
+            f"{folder}: left out {len(bad_names)} unreadable images: {', '.join(bad_names[:5])}{', ...' * (len(bad_names) > 5)}"
+        )
     source.class_names = names if classes else None
     return source
 
@@ -176,7 +178,9 @@ def _pick(arrays: dict[str, Any], path: Path) -> tuple[Any, Any]:
         if not rest and y is not None:
             raise ValueError(f"{path} holds labels only ({shapes}); name the samples {', '.join(X_KEYS[:3])}")
         if len(rest) != 1:
-            raise ValueError(f"{path} holds {shapes}; name the samples {', '.join(X_KEYS[:3])} (and labels {', '.join(Y_KEYS[:3])})")
+            raise ValueError(
+                f"{path} holds {shapes}; name the samples {', '.join(X_KEYS[:3])} (and labels {', '.join(Y_KEYS[:3])})"
+            )
         x = rest[0]
     return x, y
 
@@ -227,7 +231,9 @@ def _csv(path: Path) -> tuple[Any, Any]:
         for column, cell in enumerate(cells):
             if cell is None:
                 name = header[column] if header else str(column + 1)
-                raise ValueError(f"{path}, line {line}, column {name!r}: {row[column]!r} is no number; encode or drop that column")
+                raise ValueError(
+                    f"{path}, line {line}, column {name!r}: {row[column]!r} is no number; encode or drop that column"
+                )
         values.append(cells)
     if not values:
         raise ValueError(f"{path} holds a header and no rows")
@@ -254,7 +260,9 @@ def load_file(path: Path) -> tuple[Any, Any]:
     if reader is None:
         why = " (pickles can run code, so they are not read)" if path.suffix.lower() in (".pt", ".pth", ".pkl") else ""
         one = " (for images, pass their folder)" if path.suffix.lower() in IMAGE_ENDINGS else ""
-        raise ValueError(f"{path}: cannot read {path.suffix or 'a file without an ending'!r}{why}{one}; allowed: {', '.join(READERS)}")
+        raise ValueError(
+            f"{path}: cannot read {path.suffix or 'a file without an ending'!r}{why}{one}; allowed: {', '.join(READERS)}"
+        )
     try:
         return reader(path)
     except (EOFError, OSError, KeyError, UnicodeDecodeError) as error:

@@ -55,13 +55,20 @@ def load_data(
     choice("binarize", binarize, ["none", "dynamic", "static", "threshold"])
     if channels not in (None, 1, 3):
         raise ValueError(f"channels={channels!r} must be 1 (grey) or 3 (colour)")
+    if size is not None:
+        pair = size if isinstance(size, (tuple, list)) else (size, size)
+        if len(pair) != 2 or not all(isinstance(s, int) and not isinstance(s, bool) and s > 0 for s in pair):
+            raise ValueError(f"size={size!r} must be a positive integer or (height, width)")
+        size = (pair[0], pair[1])
     if isinstance(source, Source):
         return source
     if isinstance(source, Mapping):  # how a config file says it
         given = dict(source)
         unknown = [k for k in given if k not in options and k != "source"]
         if unknown:
-            raise TypeError(f"data takes no key {unknown[0]!r}; allowed: source, {', '.join(options)}.{nearest(unknown[0], options)}")
+            raise TypeError(
+                f"data takes no key {unknown[0]!r}; allowed: source, {', '.join(options)}.{nearest(unknown[0], options)}"
+            )
         return load_data(given.pop("source"), **given)
     if isinstance(source, (str, os.PathLike)):
         loaded = _from_text(str(source), size, channels, binarize, root, workers, skip_corrupt, split)
@@ -71,7 +78,7 @@ def load_data(
     return loaded if limit is None or limit >= len(loaded) else loaded.subset(torch.arange(limit))
 
 
-_DEFAULTS = {k: v for k, v in (load_data.__kwdefaults__ or {}).items()}
+_DEFAULTS = dict(load_data.__kwdefaults__ or {})
 
 
 def _from_text(
@@ -105,7 +112,9 @@ def _from_object(source: Any, binarize: str, workers: int) -> Source:
     if isinstance(source, Tensor) or type(source).__module__ == "numpy":
         return _arrays(source, None, binarize, "tensor" if isinstance(source, Tensor) else "array")
     if isinstance(source, torch.utils.data.IterableDataset):
-        raise TypeError("an IterableDataset has no length or order; wrap it in a DataLoader with a batch size, or make it map-style")
+        raise TypeError(
+            "an IterableDataset has no length or order; wrap it in a DataLoader with a batch size, or make it map-style"
+        )
     if hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, (list, tuple, dict)):
         return DatasetSource(source, workers=workers, binarize=binarize, description=type(source).__name__)
     raise TypeError(
@@ -119,11 +128,15 @@ def _arrays(x: Any, y: Any, binarize: str, description: str) -> TensorSource:
     x = x if isinstance(x, Tensor) else _tensor(x, description)
     if x.dim() < 2:
         what = "looks like labels only" if not x.is_floating_point() else "has no axis for the features of a sample"
-        raise ValueError(f"{description} has shape {tuple(x.shape)}, which {what}; samples are (N, *shape), with at least two axes")
+        raise ValueError(
+            f"{description} has shape {tuple(x.shape)}, which {what}; samples are (N, *shape), with at least two axes"
+        )
     if len(x) == 0:
         raise ValueError(f"{description} is empty: shape {tuple(x.shape)}")
     if x.is_complex():
-        raise TypeError(f"{description} is complex ({x.dtype}); pass real numbers, e.g. the magnitude, or real and imaginary channels")
+        raise TypeError(
+            f"{description} is complex ({x.dtype}); pass real numbers, e.g. the magnitude, or real and imaginary channels"
+        )
     if x.dtype == torch.bool:
         x = x.to(torch.uint8) * 255
     elif x.dtype != torch.uint8:

@@ -42,12 +42,13 @@ def digits(split: str, size: Any, binarize: str, root: Any, workers: Any) -> Sou
     test = torch.arange(len(x)) % 6 == 5
     keep = test if split == "test" else ~test
     x = torch.from_numpy(x).float().div(16).mul(255).round().to(torch.uint8).view(-1, 1, 8, 8)
-    return _tensor_source("digits", x[keep], torch.from_numpy(y)[keep].long(), size, binarize, [str(i) for i in range(10)])
+    return _tensor_source(
+        "digits", x[keep], torch.from_numpy(y)[keep].long(), size, binarize, [str(i) for i in range(10)]
+    )
 
 
 def _tensor_source(name: str, x: Any, y: Any, size: Any, binarize: str, classes: Any) -> TensorSource:
     if size is not None:
-        size = (size, size) if isinstance(size, int) else tuple(size)
         resized = torch.nn.functional.interpolate(x.float(), size, mode="bilinear", antialias=True, align_corners=False)
         x = resized.round().clamp(0, 255).to(torch.uint8)
     source = TensorSource(x, y, binarize=binarize, description=name)
@@ -95,7 +96,12 @@ def _grey(name: str, cls: str, doc: str, classes: Any = None, **options: Any) ->
 _grey("mnist", "MNIST", "60,000 + 10,000 handwritten digits, 28x28 grey.", [str(i) for i in range(10)])
 _grey("fashion_mnist", "FashionMNIST", "60,000 + 10,000 pictures of clothes, 28x28 grey.", FASHION)
 _grey("kmnist", "KMNIST", "60,000 + 10,000 handwritten Hiragana, 28x28 grey.")
-_grey("emnist", "EMNIST", "112,800 + 18,800 handwritten letters and digits (balanced split), 28x28 grey.", split="balanced")
+_grey(
+    "emnist",
+    "EMNIST",
+    "112,800 + 18,800 handwritten letters and digits (balanced split), 28x28 grey.",
+    split="balanced",
+)
 
 
 @DATASETS.register("cifar10")
@@ -112,7 +118,9 @@ def svhn(split: str, size: Any, binarize: str, root: Any, workers: Any) -> Sourc
     """73,257 + 26,032 house numbers, 32x32 colour."""
     place = str(data_root(root) / "SVHN")
     data = _torchvision("svhn", lambda d, s, load: d.SVHN(place, split=s, download=load), root, split)
-    return _tensor_source("svhn", torch.from_numpy(data.data), torch.from_numpy(data.labels).long(), size, binarize, None)
+    return _tensor_source(
+        "svhn", torch.from_numpy(data.data), torch.from_numpy(data.labels).long(), size, binarize, None
+    )
 
 
 @DATASETS.register("stl10")
@@ -120,24 +128,29 @@ def stl10(split: str, size: Any, binarize: str, root: Any, workers: Any) -> Sour
     """5,000 + 8,000 labelled photographs, 96x96 colour."""
     place = str(data_root(root))
     data = _torchvision("stl10", lambda d, s, load: d.STL10(place, split=s, download=load), root, split)
-    return _tensor_source("stl10", torch.from_numpy(data.data), torch.from_numpy(data.labels).long(), size, binarize, data.classes)
+    return _tensor_source(
+        "stl10", torch.from_numpy(data.data), torch.from_numpy(data.labels).long(), size, binarize, data.classes
+    )
 
 
 @DATASETS.register("celeba")
 def celeba(split: str, size: Any, binarize: str, root: Any, workers: Any) -> Source:
     """162,770 + 19,962 faces, 178x218 colour; cropped to the central 148x148 and resized to `size`, 64 by default."""
     place = str(data_root(root))
-    edge = size or 64
+    edge = size or (64, 64)
 
     def make(d: Any, s: str, load: bool) -> Any:
         from torchvision import transforms as t
 
-        steps = t.Compose([t.CenterCrop(148), t.Resize((edge, edge) if isinstance(edge, int) else edge), t.PILToTensor()])
+        steps = t.Compose([t.CenterCrop(148), t.Resize(edge), t.PILToTensor()])
         return d.CelebA(place, split=s, target_type=[], transform=steps, download=load)
 
     data = _torchvision("celeba", make, root, split)
     return DatasetSource(
-        _First(data), workers=os.cpu_count() or 1 if workers is None else workers, binarize=binarize, description="celeba"
+        _First(data),
+        workers=os.cpu_count() or 1 if workers is None else workers,
+        binarize=binarize,
+        description="celeba",
     )
 
 

@@ -42,7 +42,9 @@ class Source:
     def __len__(self) -> int:
         raise TypeError(f"{type(self).__name__} does not define its length")
 
-    def batches(self, plan: Sequence[Tensor], device: torch.device, dtype: torch.dtype = torch.float32) -> Iterator[Batch]:
+    def batches(
+        self, plan: Sequence[Tensor], device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> Iterator[Batch]:
         raise TypeError(f"{type(self).__name__} does not define batches")
 
     def to(self, device: torch.device) -> Source:
@@ -57,7 +59,9 @@ class Source:
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         held = max(1, round(fraction * len(self)))
         if held >= len(self):
-            raise ValueError(f"val={fraction!r} of {len(self)} samples leaves none to train on; pass a smaller fraction or more data")
+            raise ValueError(
+                f"val={fraction!r} of {len(self)} samples leaves none to train on; pass a smaller fraction or more data"
+            )
         return self.subset(order[held:].sort().values), self.subset(order[:held].sort().values)
 
     def peek(self, n: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Batch:
@@ -79,7 +83,8 @@ class Source:
             return self
         if [s for s in want if s != 1] != [s for s in have if s != 1]:
             raise ValueError(
-                f"the data holds samples of shape {have}, but the model takes {want}" + shape_hint((len(self), *have), want)
+                f"the data holds samples of shape {have}, but the model takes {want}"
+                + shape_hint((len(self), *have), want)
             )
         other = copy.copy(self)
         other.shape = want
@@ -153,7 +158,9 @@ class TensorSource(Source):
         x = x.view(len(x), *self.shape)
         return torch.bernoulli(x) if self.binarize == "dynamic" else x
 
-    def batches(self, plan: Sequence[Tensor], device: torch.device, dtype: torch.dtype = torch.float32) -> Iterator[Batch]:
+    def batches(
+        self, plan: Sequence[Tensor], device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> Iterator[Batch]:
         for index in plan:
             y = None if self.labels is None else self.labels[index.to(self.labels.device)]
             yield Batch(self.take(index, device, dtype), y)
@@ -178,7 +185,9 @@ def _unpack(item: Any) -> tuple[Any, Any]:
         for key in ("x", "image", "images", "pixel_values", "data", "input"):
             if key in item:
                 return item[key], next((item[k] for k in ("y", "label", "labels", "target") if k in item), None)
-        raise ValueError(f"the data yields dicts with keys {', '.join(map(repr, item))}; name the samples 'x' (and labels 'y')")
+        raise ValueError(
+            f"the data yields dicts with keys {', '.join(map(repr, item))}; name the samples 'x' (and labels 'y')"
+        )
     if isinstance(item, (tuple, list)):
         return item[0], item[1] if len(item) > 1 else None
     return item, None
@@ -211,7 +220,9 @@ class DatasetSource(Source):
             raise ValueError(f"{description} is empty")
         x, y = self._sample(0)
         if x.dim() == 0:
-            raise ValueError(f"{description} yields single numbers, which look like labels only; a sample needs at least one axis")
+            raise ValueError(
+                f"{description} yields single numbers, which look like labels only; a sample needs at least one axis"
+            )
         self.shape = tuple(x.shape)
         self.has_labels = y is not None
 
@@ -239,7 +250,9 @@ class DatasetSource(Source):
         ys = [y for _, y in pairs]
         return torch.stack(xs), torch.as_tensor(ys) if all(isinstance(y, (int, float, Tensor)) for y in ys) else None
 
-    def batches(self, plan: Sequence[Tensor], device: torch.device, dtype: torch.dtype = torch.float32) -> Iterator[Batch]:
+    def batches(
+        self, plan: Sequence[Tensor], device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> Iterator[Batch]:
         loader = torch.utils.data.DataLoader(
             self.dataset,
             batch_sampler=[index.tolist() for index in plan],
@@ -268,7 +281,9 @@ class LoaderSource(Source):
         self.loader, self.description = loader, description
         x = _unpack(next(iter(loader), (torch.empty(0),)))[0]
         if not isinstance(x, Tensor) or x.dim() < 2:
-            raise ValueError(f"{description} yields {type(x).__name__} batches without samples; it must yield tensors (batch, ...)")
+            raise ValueError(
+                f"{description} yields {type(x).__name__} batches without samples; it must yield tensors (batch, ...)"
+            )
         self.shape = tuple(x.shape[1:])
         self.first = x
 
@@ -279,7 +294,9 @@ class LoaderSource(Source):
     def num_batches(self) -> int:
         return len(self.loader)
 
-    def batches(self, plan: Sequence[Tensor], device: torch.device, dtype: torch.dtype = torch.float32) -> Iterator[Batch]:
+    def batches(
+        self, plan: Sequence[Tensor], device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> Iterator[Batch]:
         for item in self.loader:
             x, y = _unpack(item)
             yield Batch(_floats(x, device, dtype).view(len(x), *self.shape), y if isinstance(y, Tensor) else None)

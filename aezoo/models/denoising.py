@@ -40,13 +40,17 @@ class StackedDenoisingAE(DenoisingAE):
     steps that goes into pre-training, shared evenly among the layers; the rest fine-tunes the stack."""
 
     paper = "Vincent et al. 2010 (JMLR 11)"
+    encoder: Blocks
+    decoder: Blocks
 
     def __init__(self, input_shape: Sequence[int], latent_dim: int = 128, *, pretrain: float = 0.5, **base: Any):
         super().__init__(input_shape, latent_dim, **base)
         if not (isinstance(pretrain, (int, float)) and 0 <= pretrain < 1):
             raise ValueError(f"pretrain={pretrain!r} must be a number in [0, 1)")
         if not isinstance(self.encoder, Blocks) or not isinstance(self.decoder, Blocks):
-            raise ValueError(f"stacked_denoising_ae needs a backbone of mirrored blocks, and {self.backbone.name!r} has none")
+            raise ValueError(
+                f"stacked_denoising_ae needs a backbone of mirrored blocks, and {self.backbone.name!r} has none"
+            )
         self.pretrain = pretrain
         self.num_layers = len(self.encoder)
         self.stage = self.num_layers  # the whole stack, unless the loop says otherwise

@@ -18,21 +18,25 @@ from ..registry import choice, register
 
 ALIVE = 0.1  # added before the ReLU, so that no latent starts dead; the encoder's bias can undo it
 
+
 @register("sparse_ae")
 class SparseAE(BaseAE):
     """Sparse autoencoder: loss + weight * penalty(z).
 
     - penalty="l1": ReLU code, sum_j |z_j| per sample ("sparsity" in the terms).
-    - penalty="kl": sigmoid code, sum_j KL(Bernoulli(rho) || Bernoulli(rho_j)) (Ng, CS294A lecture notes 2011, "Sparse
-      autoencoder"). rho_j is the mean activation; the notes take it over the whole training set, which a batch does not show:
-      its value here is a running mean (momentum 0.99, bias-corrected, in buffers), and its gradient that of the batch's
-      mean. In evaluation mode the running mean is used.
+    - penalty="kl": sigmoid code, sum_j KL(Bernoulli(rho) || Bernoulli(rho_j)), rho_j the mean activation of latent j. The notes
+      take it over the whole training set, which a batch does not show: its value here is a running mean (momentum 0.99,
+      bias-corrected, in buffers), and its gradient that of the batch's mean. Evaluation uses the running mean.
+
+    Paper: Ng 2011, "Sparse autoencoder" (CS294A lecture notes), for the KL; L1 on the code is folklore.
 
     Args (beside those of `BaseAE`): `penalty`; `weight`, lambda, default 1e-4 (l1) or 1e-3 (kl) with the plain losses' scale
     (a mean over dims beside a sum over latents); `rho`, wanted mean activation, default 0.05."""
 
     paper = "Ng 2011 (CS294A notes)"
     MOMENTUM = 0.99
+    activity: Tensor
+    activity_weight: Tensor
 
     def __init__(
         self,
@@ -67,7 +71,7 @@ class SparseAE(BaseAE):
         """rho_j, (B, K) -> (K,): the running mean's value with the batch mean's gradient."""
         if not self.training:
             seen = self.activity_weight > 0
-            return torch.where(seen, self.activity / torch.where(seen, self.activity_weight, 1.0), self.rho)
+            return torch.where(seen, self.activity / self.activity_weight.clamp_min(1e-30), self.rho)
         batch = z.mean(0)
         with torch.no_grad():
             self.activity.lerp_(batch.to(self.activity), 1 - self.MOMENTUM)
@@ -90,6 +94,7 @@ class KSparseAE(BaseAE):
             dead units); 0: none."""
 
     paper = "arXiv:1312.5663"
+    num_steps: Tensor
 
     def __init__(
         self,

@@ -43,7 +43,12 @@ class DeepAE(BaseAE):
     paper = "Hinton & Salakhutdinov 2006"
 
     def __init__(
-        self, input_shape: Sequence[int], latent_dim: int = 30, *, backbone: Spec = "mlp(widths=(1000, 500, 250))", **base: Any
+        self,
+        input_shape: Sequence[int],
+        latent_dim: int = 30,
+        *,
+        backbone: Spec = "mlp(widths=(1000, 500, 250))",
+        **base: Any,
     ):
         super().__init__(input_shape, latent_dim, backbone=backbone, **base)
 
@@ -56,7 +61,9 @@ class TiedAE(BaseAE):
 
     paper = "Vincent et al. 2008"
 
-    def __init__(self, input_shape: Sequence[int], latent_dim: int = 32, *, backbone: Spec = "mlp(tied=True)", **base: Any):
+    def __init__(
+        self, input_shape: Sequence[int], latent_dim: int = 32, *, backbone: Spec = "mlp(tied=True)", **base: Any
+    ):
         super().__init__(input_shape, latent_dim, backbone=backbone, **base)
 
 
@@ -66,5 +73,7 @@ class TiedLinearAE(LinearAE):
 
     Paper: Baldi & Hornik 1989, "Neural networks and principal component analysis"."""
 
-    def __init__(self, input_shape: Sequence[int], latent_dim: int = 32, *, backbone: Spec = "linear(tied=True)", **base: Any):
+    def __init__(
+        self, input_shape: Sequence[int], latent_dim: int = 32, *, backbone: Spec = "linear(tied=True)", **base: Any
+    ):
         super().__init__(input_shape, latent_dim, backbone=backbone, **base)

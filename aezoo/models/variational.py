@@ -40,6 +40,7 @@ class VAE(BaseAE):
     code_params = 2
     bound = True
     prior = StandardNormal()
+    num_steps: Tensor
 
     def __init__(
         self,

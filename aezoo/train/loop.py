@@ -122,7 +122,13 @@ class _Trainer:
     """The state of one run, and its steps in the order in which they happen."""
 
     def __init__(
-        self, model: BaseAE, source: Source, asked: dict[str, Any], hardware: Hardware, run: RunFolder | None, bar: Progress
+        self,
+        model: BaseAE,
+        source: Source,
+        asked: dict[str, Any],
+        hardware: Hardware,
+        run: RunFolder | None,
+        bar: Progress,
     ):
         self.asked, self.hardware, self.run, self.bar = asked, hardware, run, bar
         self.model = model.to(hardware.device)
@@ -161,7 +167,9 @@ class _Trainer:
 
         count = len(self.source)
         if asked["batch_size"] is not None and asked["batch_size"] > count:
-            raise ValueError(f"batch_size={asked['batch_size']} is larger than the {count} samples to train on; allowed: 1 to {count}")
+            raise ValueError(
+                f"batch_size={asked['batch_size']} is larger than the {count} samples to train on; allowed: 1 to {count}"
+            )
         self.batch_size = min(asked["batch_size"] or 128, count)
         batches = getattr(self.source, "num_batches", None) or len(_batches_of(torch.arange(count), self.batch_size))
         self.per_epoch = math.ceil(batches / asked["accumulate"])
@@ -198,7 +206,9 @@ class _Trainer:
 
     def at_boundary(self) -> bool:
         """The end of an epoch, of a stage or of the run: a row is written here."""
-        return self.step >= self.total or self.step % self.per_epoch == 0 or self.stage_at(self.step) != self.model.stage
+        return (
+            self.step >= self.total or self.step % self.per_epoch == 0 or self.stage_at(self.step) != self.model.stage
+        )
 
     def enter_stage(self, number: int) -> None:
         """A stage has parameters, and so an optimiser, of its own; what was best in the one before means nothing here."""
@@ -334,7 +344,10 @@ class _Trainer:
         """The interval's means: the one place where the host waits for the device."""
         if not self.sums:
             return {}
-        values = (torch.stack([v.double() if v.device.type != "mps" else v for v in self.sums.values()]) / self.interval_samples).tolist()
+        values = (
+            torch.stack([v.double() if v.device.type != "mps" else v for v in self.sums.values()])
+            / self.interval_samples
+        ).tolist()
         return dict(zip(self.sums, values))
 
     def log(self, epoch: int) -> dict[str, Any]:
@@ -390,9 +403,15 @@ class _Trainer:
     def config(self) -> dict[str, Any]:
         """What config.yaml holds: enough to build the run again where the data came by name or path."""
         saved = self.model.saved_config()
-        train = {k: v if k != "val" or isinstance(v, (float, str, type(None))) else "given as an object" for k, v in self.asked.items()}
+        train = {
+            k: v if k != "val" or isinstance(v, (float, str, type(None))) else "given as an object"
+            for k, v in self.asked.items()
+        }
         train = {k: str(v) if isinstance(v, (Path, torch.device, type)) else v for k, v in train.items()}
-        data = self.replay or {"source": None, "note": f"given in Python: {self.description}, {len(self.original)} samples"}
+        data = self.replay or {
+            "source": None,
+            "note": f"given in Python: {self.description}, {len(self.original)} samples",
+        }
         return plain({"model": {"name": saved["model"], **saved["args"]}, "data": data, "train": train})
 
     def save(self) -> None:
@@ -406,7 +425,7 @@ class _Trainer:
             tensors |= {f"average.{k}": v for k, v in self.average.state().items()}
         if self.best_weights is not None:
             tensors |= {f"best.{k}": v for k, v in self.best_weights.items()}
-        state = {
+        state: dict[str, Any] = {
             "step": self.step,
             "stage": self.model.stage,
             "model": self.model.saved_config(),
@@ -426,7 +445,10 @@ class _Trainer:
         if state["model"]["model"] != now["model"] or state["model"]["args"] != now["args"]:
             changed = [k for k in now["args"] if state["model"]["args"].get(k) != now["args"][k]]
             what = ", ".join(f"{k}={state['model']['args'].get(k)!r} there, {now['args'][k]!r} here" for k in changed)
-            raise ValueError(f"{self.run.path} is a run of {state['model']['model']!r}, not of this {now['model']!r}" + (f": {what}" if what else ""))
+            raise ValueError(
+                f"{self.run.path} is a run of {state['model']['model']!r}, not of this {now['model']!r}"
+                + (f": {what}" if what else "")
+            )
 
         def part(name: str) -> dict[str, Tensor]:
             return {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
@@ -454,7 +476,13 @@ class _Trainer:
         self.model.eval()
         speeds = sorted(row["samples_per_s"] for row in self.rows) or [0.0]
         result = FitResult(
-            self.model, self.rows, self.best_row, self.stopped, seconds, speeds[len(speeds) // 2], self.run and self.run.path
+            self.model,
+            self.rows,
+            self.best_row,
+            self.stopped,
+            seconds,
+            speeds[len(speeds) // 2],
+            self.run.path if self.run is not None else None,
         )
         pictures: list[Path] = []
         if self.run is not None:
@@ -468,6 +496,7 @@ class _Trainer:
 
 
 # ------------------------------------------------------------------------------------------------------------- helpers
+
 
 def _batches_of(order: Tensor, size: int) -> list[Tensor]:
     """Consecutive slices of `size`; a last one of a single sample is joined to the one before (a batch norm needs two)."""
@@ -525,4 +554,6 @@ def _check(asked: dict[str, Any], model: BaseAE) -> None:
         raise ValueError(f"val={asked['val']!r} must be a fraction between 0 and 1, or data of its own")
     for name in ("patience", "schedule"):
         if asked["val"] is None and (asked[name] == "plateau" if name == "schedule" else asked[name] is not None):
-            raise ValueError(f"{name}={asked[name]!r} watches the validation loss; pass val=, a fraction such as 0.1 or data of its own")
+            raise ValueError(
+                f"{name}={asked[name]!r} watches the validation loss; pass val=, a fraction such as 0.1 or data of its own"
+            )

@@ -21,7 +21,9 @@ def _classes() -> dict[str, type]:
     return found
 
 
-def build_optimizer(spec: Any, parameters: Sequence[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
+def build_optimizer(
+    spec: Any, parameters: Sequence[nn.Parameter], lr: float, weight_decay: float
+) -> torch.optim.Optimizer:
     """An optimiser from a spec: "sgd" (momentum 0.9), "adam", "adamw", any class of `torch.optim` by name in any case, with
     keywords "sgd(momentum=0.95, nesterov=True)", or a class.
 
@@ -29,8 +31,9 @@ def build_optimizer(spec: Any, parameters: Sequence[nn.Parameter], lr: float, we
     weight_decay/2 * ||w||^2; with "adamw" it is decoupled (arXiv:1711.05101). Raises ValueError or TypeError naming what is
     off and the nearest right spelling."""
     classes = {name.lower(): cls for name, cls in _classes().items()}
+    options: dict[str, Any] = {}
     if inspect.isclass(spec) and issubclass(spec, torch.optim.Optimizer):
-        cls, options = spec, {}
+        cls = spec
     else:
         if not isinstance(spec, (str, dict)):
             raise TypeError(f"optimizer={spec!r} must be a name, a spec or a class of torch.optim")
@@ -41,7 +44,9 @@ def build_optimizer(spec: Any, parameters: Sequence[nn.Parameter], lr: float, we
     for key in options:
         if key not in allowed or key in ("params", "lr", "weight_decay"):
             own = " (it is a keyword of fit)" if key in ("lr", "weight_decay") else ""
-            raise TypeError(f"optimizer {cls.__name__} takes no {key!r} here{own}.{nearest(key, set(allowed) - {'params'})}")
+            raise TypeError(
+                f"optimizer {cls.__name__} takes no {key!r} here{own}.{nearest(key, set(allowed) - {'params'})}"
+            )
     if cls is torch.optim.SGD:
         options = {"momentum": 0.9, **options}
     if "fused" in allowed and not {"fused", "foreach", "differentiable"} & set(options):
@@ -49,7 +54,9 @@ def build_optimizer(spec: Any, parameters: Sequence[nn.Parameter], lr: float, we
         options["fused"] = fits or None
     options["lr"] = lr
     if weight_decay and "weight_decay" not in allowed:
-        raise ValueError(f"optimizer {cls.__name__} has no weight decay; leave weight_decay out, or take adam, adamw or sgd")
+        raise ValueError(
+            f"optimizer {cls.__name__} has no weight decay; leave weight_decay out, or take adam, adamw or sgd"
+        )
     groups: list[dict[str, Any]] = [{"params": list(parameters)}]
     if "weight_decay" in allowed:
         groups = [

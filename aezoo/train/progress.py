@@ -45,7 +45,12 @@ class Progress:
 
             size = trainer.batch_size * trainer.asked["accumulate"]
             self.bar = tqdm(
-                total=trainer.total * size, initial=trainer.step * size, unit="img", unit_scale=True, dynamic_ncols=True, leave=False
+                total=trainer.total * size,
+                initial=trainer.step * size,
+                unit="img",
+                unit_scale=True,
+                dynamic_ncols=True,
+                leave=False,
             )
 
     def step(self, trainer: _Trainer) -> None:
@@ -71,7 +76,10 @@ class Progress:
         values = "  ".join(f"{k} {v:.5g}" for k, v in row.items() if k not in skip)
         stage = f" {row['stage']}" if "stage" in row else ""
         epochs = -(-trainer.total // trainer.per_epoch)
-        self.say(f"epoch {row['epoch']}/{epochs}{stage}  {values}  {seen:,.0f} img/s" + (f"  {left:.0f} s left" if not done else ""))
+        self.say(
+            f"epoch {row['epoch']}/{epochs}{stage}  {values}  {seen:,.0f} img/s"
+            + (f"  {left:.0f} s left" if not done else "")
+        )
 
     def interrupted(self, trainer: _Trainer) -> None:
         assert trainer.run is not None

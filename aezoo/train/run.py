@@ -1,10 +1,10 @@
 """The run folder: what a run leaves behind, and what it needs to go on.
 
-    config.yaml                     what was asked for: model, data, train
-    metrics.jsonl                   one row per epoch
-    config.json, model.safetensors  the best weights by validation loss (the last ones without validation)
-    last/                           the last weights, and state.safetensors, from which the run goes on
-    pictures/                       reconstructions, samples, curves, latent map
+config.yaml                     what was asked for: model, data, train
+metrics.jsonl                   one row per epoch
+config.json, model.safetensors  the best weights by validation loss (the last ones without validation)
+last/                           the last weights, and state.safetensors, from which the run goes on
+pictures/                       reconstructions, samples, curves, latent map
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class RunFolder:
             probe.touch()
             probe.unlink()
         except OSError as error:
-            raise ValueError(f"cannot write to out={str(path)!r}: {error.strerror or error}; choose another folder") from None
+            raise ValueError(
+                f"cannot write to out={str(path)!r}: {error.strerror or error}; choose another folder"
+            ) from None
         if self.has_state and not resume:
             step = self.read_state()[0]["step"]
             raise ValueError(
