@@ -18,7 +18,7 @@ from .registry import create_model, list_models, register
 
 if TYPE_CHECKING:
     from .data import load_data
-    from .evaluate import evaluate
+    from .evaluation import evaluate
     from .hub import from_pretrained
     from .train import FitResult, fit
 
@@ -26,7 +26,7 @@ _LAZY = {  # loaded on first use
     "fit": "train",
     "FitResult": "train",
     "load_data": "data",
-    "evaluate": "evaluate",
+    "evaluate": "evaluation",
     "from_pretrained": "hub",
 }
 

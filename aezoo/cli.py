@@ -357,7 +357,7 @@ def _run_file(run: str, name: str) -> Path:
 def command_evaluate(argv: Sequence[str]) -> None:
     """Figures on held-out data: aezoo evaluate RUN [--data SOURCE] [--log_prob 5000]"""
     from .data import load_data
-    from .evaluate import evaluate, table
+    from .evaluation import evaluate, table
     from .hub import from_pretrained
     from .storage import write_json
 

@@ -78,9 +78,15 @@ def test_arrows_point_down():
         assert not [
             i
             for i in imports(path)
-            if any(part in i.split(".") for part in ("train", "data", "evaluate", "cli", "hub"))
+            if any(part in i.split(".") for part in ("train", "data", "evaluation", "cli", "hub"))
         ], path
     assert list(imports(root / "functional.py")) == []
     for path in root.glob("models/*.py"):
         text = path.read_text()
         assert not [w for w in (".item()", ".cuda(", ".to(device", "autocast", "torch.compile") if w in text], path
+
+
+def test_public_names_are_not_hidden_by_modules_of_the_same_name():
+    code = "import aezoo, pkgutil, importlib; [importlib.import_module(m.name) for m in pkgutil.walk_packages(aezoo.__path__, 'aezoo.') if '__main__' not in m.name]; "
+    out = python(code + "print([n for n in aezoo.__all__ if not callable(getattr(aezoo, n))])")
+    assert out.strip() == "[]"

@@ -106,7 +106,7 @@ class Progress:
             if pictures:
                 self.say(f"pictures: {result.out / 'pictures'}: {', '.join(p.name for p in pictures)}")
             self.say(f"load:     model = aezoo.from_pretrained({str(result.out)!r})")
-            self.say(f"resume:   {resume_line(result.out)} --train.epochs {best.get('epoch', 0) + 10}")
+            self.say(f"resume:   {resume_line(result.out)} --train.epochs {result.history[-1]['epoch'] + 10 if result.history else 10}")
 
 
 def resume_line(path: Path) -> str:
