@@ -491,7 +491,7 @@ class _Trainer:
             shown = self.val if self.val is not None else self.source
             torch.manual_seed(_mix(self.seed, VALIDATION, 2))
             pictures = draw_run(self.run.path / "pictures", self.model, shown, self.rows, self.original)
-        self.bar.summary(result, pictures)
+        self.bar.summary(self, result, pictures)
         return result
 
 

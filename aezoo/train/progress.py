@@ -84,14 +84,14 @@ class Progress:
     def interrupted(self, trainer: _Trainer) -> None:
         assert trainer.run is not None
         self.close()
-        self.say(f"stopped at step {trainer.step}; everything is saved. To go on: {resume_line(trainer.run.path)}")
+        self.say(f"stopped at step {trainer.step}; everything is saved. To go on: {resume_line(trainer)}")
 
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
             self.bar = None
 
-    def summary(self, result: FitResult, pictures: list[Path]) -> None:
+    def summary(self, trainer: _Trainer, result: FitResult, pictures: list[Path]) -> None:
         if not self.on:
             return
         best = result.best
@@ -106,8 +106,15 @@ class Progress:
             if pictures:
                 self.say(f"pictures: {result.out / 'pictures'}: {', '.join(p.name for p in pictures)}")
             self.say(f"load:     model = aezoo.from_pretrained({str(result.out)!r})")
-            self.say(f"resume:   {resume_line(result.out)} --train.epochs {result.history[-1]['epoch'] + 10 if result.history else 10}")
+            done = result.history[-1]["epoch"] if result.history else 0
+            self.say(f"resume:   {resume_line(trainer, done + 10)}")
 
 
-def resume_line(path: Path) -> str:
-    return f"aezoo train --resume {path}"
+def resume_line(trainer: _Trainer, epochs: int | None = None) -> str:
+    """The line that goes on with a run: a command where the data came by name or path, else the call in Python."""
+    assert trainer.run is not None
+    if trainer.replay is not None:
+        return f"aezoo train --resume {trainer.run.path}" + (f" --train.epochs {epochs}" if epochs else "")
+    return (
+        f"aezoo.fit(model, data, {f'epochs={epochs}' if epochs else '...'}, out={str(trainer.run.path)!r}, resume=True)"
+    )
