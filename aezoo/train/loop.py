@@ -10,46 +10,28 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..base import AELoss, BaseAE, positive
+from ..base import AELoss, BaseAE
 from ..data import Source, load_data
-from ..registry import choice, plain
+from ..registry import plain
+from .arguments import check_arguments
 from .average import Average
 from .hardware import Hardware, decide
 from .interrupts import Interrupts
-from .optim import SCHEDULES, build_optimizer, load_optimizer_tensors, lr_factor, optimizer_tensors, set_lr
+from .optim import build_optimizer, load_optimizer_tensors, lr_factor, optimizer_tensors, set_lr
 from .progress import Progress
+from .randomness import batches_of, forked_rng, mix_seed
+from .result import FitResult
 from .run import RunFolder
 from .validate import mean_loss
 
 SAVE_SECONDS = 30.0  # without checkpoint_every, the state is saved at the first epoch end this long after the last time
 VALIDATION = 2**40  # stands for the step in the seed of validation draws, far from any real step
-
-
-@dataclass
-class FitResult:
-    """What `fit` returns."""
-
-    model: BaseAE
-    """The trained model, in evaluation mode, with the best weights by validation loss (the last ones without validation)."""
-    history: list[dict[str, Any]]
-    """One row per epoch: epoch, step, lr, loss, each term, samples_per_s, and the same with val_ in front where `val` was given."""
-    best: dict[str, Any]
-    """The row of the best epoch."""
-    stopped: str
-    """Why training ended: "finished", "converged" or "callback"."""
-    seconds: float
-    """Wall time of the training steps and validations, this call only."""
-    samples_per_s: float
-    """Training samples per second, median over the epochs."""
-    out: Path | None = None
-    """The run folder."""
 
 
 def fit(
@@ -108,11 +90,11 @@ def fit(
     Raises ValueError or TypeError before the first step for arguments, data or folders that do not fit; FloatingPointError if
     the loss is not finite (nothing of it is saved)."""
     asked = {k: v for k, v in locals().items() if k not in ("model", "data", "callbacks", "progress", "resume", "out")}
-    _check(asked, model)
+    check_arguments(asked, model)
     hardware = decide(device, precision, compile)
     source = load_data(data).reshaped(model.input_shape)
     run = RunFolder(out, resume) if out is not None else None
-    with _forked_rng(hardware.device):
+    with forked_rng(hardware.device):
         trainer = _Trainer(model, source, asked, hardware, run, Progress(progress))
         trainer.prepare(resume)
         return trainer.train(callbacks)
@@ -171,7 +153,7 @@ class _Trainer:
                 f"batch_size={asked['batch_size']} is larger than the {count} samples to train on; allowed: 1 to {count}"
             )
         self.batch_size = min(asked["batch_size"] or 128, count)
-        batches = getattr(self.source, "num_batches", None) or len(_batches_of(torch.arange(count), self.batch_size))
+        batches = getattr(self.source, "num_batches", None) or len(batches_of(torch.arange(count), self.batch_size))
         self.per_epoch = math.ceil(batches / asked["accumulate"])
         epochs, steps = asked["epochs"], asked["steps"]
         self.total = steps if steps is not None else (10 if epochs is None else epochs) * self.per_epoch
@@ -277,10 +259,12 @@ class _Trainer:
         accumulate = self.asked["accumulate"]
         plan: Sequence[Tensor] = ()
         if self.source.ordered:
-            order = torch.randperm(len(self.source), generator=torch.Generator().manual_seed(_mix(self.seed, epoch)))
+            order = torch.randperm(
+                len(self.source), generator=torch.Generator().manual_seed(mix_seed(self.seed, epoch))
+            )
             if isinstance(getattr(self.source, "x", None), Tensor):
                 order = order.to(self.source.x.device)  # type: ignore[attr-defined]
-            plan = _batches_of(order, self.batch_size)[done * accumulate :]
+            plan = batches_of(order, self.batch_size)[done * accumulate :]
         batches = iter(self.source.batches(plan, self.hardware.device, self.dtype))
         if not self.source.ordered:
             for _ in range(done * accumulate):  # a loader of the user's own: what was seen is passed over
@@ -291,7 +275,7 @@ class _Trainer:
             self.seed_step()
 
     def seed_step(self) -> None:
-        torch.manual_seed(_mix(self.seed, self.step, 1))
+        torch.manual_seed(mix_seed(self.seed, self.step, 1))
 
     def one_step(self, window: list[Any]) -> None:
         """schedule, loss, backward, clip, step, after_step."""
@@ -370,7 +354,7 @@ class _Trainer:
     def validate(self) -> dict[str, float]:
         """Mean loss, terms and metrics over the validation data, each sample counted once; the draws are the same every time."""
         assert self.val is not None
-        torch.manual_seed(_mix(self.seed, VALIDATION))
+        torch.manual_seed(mix_seed(self.seed, VALIDATION))
         with self.average.applied() if self.average else contextlib.nullcontext():
             return mean_loss(self.model, self.val, self.hardware, max(self.batch_size, 512))
 
@@ -489,71 +473,7 @@ class _Trainer:
             from ..pictures import draw_run
 
             shown = self.val if self.val is not None else self.source
-            torch.manual_seed(_mix(self.seed, VALIDATION, 2))
+            torch.manual_seed(mix_seed(self.seed, VALIDATION, 2))
             pictures = draw_run(self.run.path / "pictures", self.model, shown, self.rows, self.original)
         self.bar.summary(self, result, pictures)
         return result
-
-
-# ------------------------------------------------------------------------------------------------------------- helpers
-
-
-def _batches_of(order: Tensor, size: int) -> list[Tensor]:
-    """Consecutive slices of `size`; a last one of a single sample is joined to the one before (a batch norm needs two)."""
-    parts = list(order.split(size))
-    if len(parts) > 1 and len(parts[-1]) == 1 and size > 1:
-        parts[-2:] = [torch.cat(parts[-2:])]
-    return parts
-
-
-def _mix(*numbers: int) -> int:
-    """A 63-bit seed from several integers (splitmix64 over each in turn)."""
-    state = 0
-    for n in numbers:
-        state = (state + n + 0x9E3779B97F4A7C15) & (2**64 - 1)
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
-        state ^= state >> 31
-    return state >> 1
-
-
-@contextlib.contextmanager
-def _forked_rng(device: torch.device) -> Iterator[None]:
-    """The global RNGs come out as they went in."""
-    devices = [device.index or 0] if device.type == "cuda" else []
-    kind = device.type if device.type != "cpu" else "cuda"
-    with torch.random.fork_rng(devices=devices, device_type=kind):
-        yield
-
-
-def _check(asked: dict[str, Any], model: BaseAE) -> None:
-    """Raises ValueError or TypeError for arguments out of range."""
-    if not isinstance(model, BaseAE):
-        raise TypeError(f"model must be a BaseAE, e.g. from aezoo.create_model; got {type(model).__name__}")
-    for name in ("epochs", "steps", "batch_size", "patience", "accumulate", "checkpoint_every"):
-        if asked[name] is not None:
-            positive(name, asked[name])
-    if asked["epochs"] is not None and asked["steps"] is not None:
-        raise ValueError(f"epochs={asked['epochs']} and steps={asked['steps']} were both given; pass one of them")
-    choice("schedule", asked["schedule"], SCHEDULES)
-
-    def number(name: str, allowed: str, fine: Callable[[float], bool]) -> None:
-        value = asked[name]
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not fine(value)):
-            raise ValueError(f"{name}={value!r} must be {allowed}")
-
-    number("lr", "a number above 0", lambda v: 0 < v < math.inf)
-    for name in ("weight_decay", "l1", "min_change"):
-        number(name, "a number of at least 0", lambda v: 0 <= v < math.inf)
-    number("warmup", "a number of steps, at least 0", lambda v: v >= 0 and v == int(v))
-    number("clip", "a number above 0", lambda v: v > 0)
-    number("ema", "a number between 0 and 1", lambda v: 0 < v < 1)
-    if isinstance(asked["seed"], bool) or not isinstance(asked["seed"], int) or not 0 <= asked["seed"] < 2**63:
-        raise ValueError(f"seed={asked['seed']!r} must be an integer of at least 0")
-    if isinstance(asked["val"], (int, float)) and not 0 < asked["val"] < 1:
-        raise ValueError(f"val={asked['val']!r} must be a fraction between 0 and 1, or data of its own")
-    for name in ("patience", "schedule"):
-        if asked["val"] is None and (asked[name] == "plateau" if name == "schedule" else asked[name] is not None):
-            raise ValueError(
-                f"{name}={asked[name]!r} watches the validation loss; pass val=, a fraction such as 0.1 or data of its own"
-            )

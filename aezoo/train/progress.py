@@ -5,13 +5,37 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from .loop import FitResult, _Trainer
+from ..base import BaseAE
+from ..data import Source
+from .hardware import Hardware
+from .result import FitResult
+from .run import RunFolder
 
 REFRESH = 1.0  # seconds between looks at the loss, each of which waits for the device
 LINES = 5.0  # seconds between plain lines
+
+
+class Watched(Protocol):
+    """What is looked at of a run."""
+
+    model: BaseAE
+    hardware: Hardware
+    source: Source
+    val: Source | None
+    run: RunFolder | None
+    asked: dict[str, Any]
+    description: str
+    replay: dict[str, Any] | None
+    step: int
+    total: int
+    per_epoch: int
+    batch_size: int
+
+    def means(self) -> dict[str, float]:
+        """The interval's mean loss and terms; waits for the device."""
+        ...
 
 
 class Progress:
@@ -27,7 +51,7 @@ class Progress:
             else:
                 print(text, flush=True)
 
-    def start(self, trainer: _Trainer) -> None:
+    def start(self, trainer: Watched) -> None:
         if not self.on:
             return
         model = trainer.model
@@ -53,7 +77,7 @@ class Progress:
                 leave=False,
             )
 
-    def step(self, trainer: _Trainer) -> None:
+    def step(self, trainer: Watched) -> None:
         if self.bar is None:
             return
         self.bar.update(trainer.batch_size * trainer.asked["accumulate"])
@@ -62,7 +86,7 @@ class Progress:
             self.looked = now
             self.bar.set_postfix_str(f"loss {trainer.means().get('loss', float('nan')):.5g}", refresh=False)
 
-    def row(self, trainer: _Trainer, row: dict[str, Any]) -> None:
+    def row(self, trainer: Watched, row: dict[str, Any]) -> None:
         """One line per epoch, but not more often than every few seconds."""
         now = time.perf_counter()
         done = trainer.step >= trainer.total
@@ -81,7 +105,7 @@ class Progress:
             + (f"  {left:.0f} s left" if not done else "")
         )
 
-    def interrupted(self, trainer: _Trainer) -> None:
+    def interrupted(self, trainer: Watched) -> None:
         assert trainer.run is not None
         self.close()
         self.say(f"stopped at step {trainer.step}; everything is saved. To go on: {resume_line(trainer)}")
@@ -91,7 +115,7 @@ class Progress:
             self.bar.close()
             self.bar = None
 
-    def summary(self, trainer: _Trainer, result: FitResult, pictures: list[Path]) -> None:
+    def summary(self, trainer: Watched, result: FitResult, pictures: list[Path]) -> None:
         if not self.on:
             return
         best = result.best
@@ -110,7 +134,7 @@ class Progress:
             self.say(f"resume:   {resume_line(trainer, done + 10)}")
 
 
-def resume_line(trainer: _Trainer, epochs: int | None = None) -> str:
+def resume_line(trainer: Watched, epochs: int | None = None) -> str:
     """The line that goes on with a run: a command where the data came by name or path, else the call in Python."""
     assert trainer.run is not None
     if trainer.replay is not None:
