@@ -35,6 +35,11 @@ def soft_bound(x: Tensor, limit: float) -> Tensor:
     return limit * torch.tanh(full(x) / limit)
 
 
+def _exp(value: Tensor | float) -> Tensor | float:
+    """exp of a tensor, or of a number without sending it to the device."""
+    return torch.exp(value) if isinstance(value, Tensor) else math.exp(value)
+
+
 def gaussian_kl(mu: Tensor, logvar: Tensor) -> Tensor:
     """KL(N(mu, diag exp(logvar)) || N(0, I)) = 1/2 sum(mu^2 + exp(logvar) - 1 - logvar), nats, (B, ...) -> (B,)."""
     mu, logvar = full(mu), full(logvar)
@@ -43,15 +48,13 @@ def gaussian_kl(mu: Tensor, logvar: Tensor) -> Tensor:
 
 def gaussian_nll(x: Tensor, mean: Tensor, log_sigma: Tensor | float) -> Tensor:
     """-log N(x; mean, sigma^2) = sum((x-mean)^2 / (2 sigma^2) + log sigma + 1/2 log 2 pi), nats, (B, ...) -> (B,)."""
-    log_sigma = torch.as_tensor(log_sigma, dtype=full(mean).dtype, device=mean.device)
-    z2 = (full(x) - full(mean)).square() * torch.exp(-2 * log_sigma)
+    z2 = (full(x) - full(mean)).square() * _exp(-2 * log_sigma)
     return per_sample(0.5 * z2 + log_sigma + 0.5 * LOG_2PI)
 
 
 def laplace_nll(x: Tensor, mean: Tensor, log_scale: Tensor | float) -> Tensor:
     """-log Laplace(x; mean, b) = sum(|x-mean| / b + log 2b), nats, (B, ...) -> (B,)."""
-    log_scale = torch.as_tensor(log_scale, dtype=full(mean).dtype, device=mean.device)
-    return per_sample((full(x) - full(mean)).abs() * torch.exp(-log_scale) + log_scale + math.log(2))
+    return per_sample((full(x) - full(mean)).abs() * _exp(-log_scale) + log_scale + math.log(2))
 
 
 def bernoulli_nll(x: Tensor, logits: Tensor) -> Tensor:

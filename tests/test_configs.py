@@ -7,13 +7,14 @@ import torch
 
 import aezoo
 from aezoo import recipes
-from aezoo.cli import _train_config, main
+from aezoo.cli import main
+from aezoo.flags import train_config
 
 
 @pytest.mark.parametrize("name", recipes.names())
 def test_recipe(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config, _, _ = _train_config([name])
+    config, _, _ = train_config([name])
     source = config["data"]["source"]
     if source == "mnist":  # stands in for MNIST where there is none
         x = torch.randint(0, 256, (600, 1, 28, 28), dtype=torch.uint8)

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 import aezoo
-from aezoo.cli import _train_config
+from aezoo.flags import train_config
 
 pytestmark = pytest.mark.real_data
 
 
 def train(name, **changes):
-    config, _, _ = _train_config([name, *(f"--{k.replace('__', '.')}={v}" for k, v in changes.items())])
+    config, _, _ = train_config([name, *(f"--{k.replace('__', '.')}={v}" for k, v in changes.items())])
     torch.manual_seed(config["train"]["seed"])
     options = dict(config["model"])
     options.pop("input_shape")

@@ -147,6 +147,9 @@ class TensorSource(Source):
                 return self
         other = copy.copy(self)
         other.x = self.x.to(device)
+        other.labels = (
+            None if self.labels is None else self.labels.to(device)
+        )  # else each batch would wait for its labels
         other.index = None if self.index is None else self.index.to(device)
         return other
 
