@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -41,7 +42,7 @@ class AEOutput(NamedTuple):
     recon: Tensor
     """The reconstruction in data space, (B, *input_shape): the likelihood's mean, probabilities and never logits."""
     z: Tensor
-    """The code that was decoded, (B, *latent_shape); drawn from the posterior where there is one."""
+    """The code, (B, *latent_shape), before any latent corruption; drawn from the posterior where there is one."""
     terms: Terms
     """The parts of the loss, unweighted: (B,) each, or scalar for a term of the whole batch. "recon" is always there; densities
     are in nats per sample."""
@@ -90,7 +91,8 @@ class BaseAE(nn.Module, metaclass=Recorded):
     pretrained: ClassVar[tuple[str, ...]] = ()
     code_params: ClassVar[int] = 1  # numbers that the encoder emits per latent
     bound: ClassVar[bool] = False  # the loss holds a KL: the likelihood must be a density
-    prior: Any = None  # p(z), on models that can sample
+    generative: ClassVar[bool] = False  # has a prior from the start
+    prior: Any  # p(z): a module with log_prob and sample, or None
     config: dict[str, Any]
     encoder: nn.Module
     decoder: nn.Module
@@ -117,6 +119,7 @@ class BaseAE(nn.Module, metaclass=Recorded):
         several = isinstance(corruption, Sequence) and not isinstance(corruption, str)
         self.corruptions: list[Corruption] = [CORRUPTIONS.build(c) for c in (corruption if several else [corruption])]
         self.backbone: Backbone = BACKBONES.build(backbone)
+        self.prior = None
         self.encoder, self.decoder = self.backbone.build(
             self.input_shape, self.latent_dim, self.code_params, self.likelihood.num_params
         )
@@ -213,6 +216,11 @@ class BaseAE(nn.Module, metaclass=Recorded):
 
     def decode(self, z: Tensor) -> Tensor:
         """z (B, *latent_shape) -> the mean in data space, (B, *input_shape)."""
+        if not isinstance(z, Tensor):
+            raise TypeError(
+                f"z must be a tensor of shape (batch, {_joined(self.latent_shape)}); got {type(z).__name__}"
+            )
+        self._check_dtype(z, "z")
         if z.dim() < 1 or tuple(z.shape[1:]) != self.latent_shape:
             raise ValueError(f"z has shape {tuple(z.shape)}; {self.name} decodes (batch, {_joined(self.latent_shape)})")
         with self.evaluating():
@@ -227,7 +235,7 @@ class BaseAE(nn.Module, metaclass=Recorded):
 
         Raises ValueError on models without a prior."""
         if self.prior is None:
-            able = [m for m in MODELS if MODELS[m].prior is not None]
+            able = [m for m in MODELS if MODELS[m].generative]
             raise ValueError(f"{self.name} has no prior to sample from; models that have one: {', '.join(able)}")
         like = next(self.parameters())
         return self.decode(self.prior.sample(positive("n", n), self.latent_shape, like, generator))
@@ -244,13 +252,23 @@ class BaseAE(nn.Module, metaclass=Recorded):
             raise TypeError(
                 f"{what} must be a tensor of shape (batch, {_joined(self.input_shape)}); got {type(x).__name__}"
             )
-        if not x.is_floating_point():
-            scale = "; scale it first: x.float() / 255" if x.dtype == torch.uint8 else ""
-            raise TypeError(f"{what} has dtype {x.dtype}; a model takes floating point{scale}")
+        self._check_dtype(x, what)
         if tuple(x.shape[1:]) != self.input_shape or x.dim() == 0:
             raise ValueError(
                 f"{what} has shape {tuple(x.shape)}; {self.name} takes (batch, {_joined(self.input_shape)})"
                 + shape_hint(tuple(x.shape), self.input_shape)
+            )
+        if len(x) == 0:
+            raise ValueError(f"{what} is an empty batch: shape {tuple(x.shape)}")
+
+    def _check_dtype(self, x: Tensor, what: str) -> None:
+        if not x.is_floating_point():
+            scale = "; scale it first: x.float() / 255" if x.dtype == torch.uint8 else ""
+            raise TypeError(f"{what} has dtype {x.dtype}; a model takes floating point{scale}")
+        weights = next(self.parameters()).dtype
+        if x.dtype != weights and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(
+                f"{what} has dtype {x.dtype}, but the model's weights are {weights}; pass {what}.to({weights})"
             )
 
     def save_pretrained(self, directory: str | Path) -> Path:
@@ -258,7 +276,7 @@ class BaseAE(nn.Module, metaclass=Recorded):
 
         `aezoo.from_pretrained` reads them back. Raises TypeError if a piece was given that has no registered name."""
         config = self.saved_config()
-        directory = Path(directory)
+        directory = Path(directory).expanduser()
         directory.mkdir(parents=True, exist_ok=True)
         write_json(directory / "config.json", config)
         write_tensors(directory / "model.safetensors", self.state_dict(), {"model": self.name})
@@ -281,20 +299,20 @@ def _joined(shape: Sequence[int]) -> str:
 
 def positive(name: str, value: Any) -> int:
     """`value` if it is an integer above 0; else ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 1:
         raise ValueError(f"{name}={value!r} must be an integer of at least 1")
-    return value
+    return int(value)
 
 
 def checked_shape(shape: Any) -> tuple[int, ...]:
     """The shape of one sample as a tuple. Raises ValueError unless it is 1 to 4 positive integers."""
-    shape = (shape,) if isinstance(shape, int) else shape
+    shape = (shape,) if isinstance(shape, Integral) else shape
     fine = isinstance(shape, Sequence) and not isinstance(shape, str) and 1 <= len(shape) <= 4
-    if not fine or not all(isinstance(s, int) and not isinstance(s, bool) and s > 0 for s in shape):
+    if not fine or not all(isinstance(s, Integral) and not isinstance(s, bool) and s > 0 for s in shape):
         raise ValueError(
             f"input_shape={shape!r} must be 1 to 4 positive integers without the batch axis, e.g. (1, 28, 28)"
         )
-    return tuple(shape)
+    return tuple(int(s) for s in shape)
 
 
 def shape_hint(got: tuple[int, ...], want: tuple[int, ...]) -> str:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 import re
@@ -16,6 +17,7 @@ from typing import Any
 
 from . import recipes
 from .flags import command_parser, describe, parse, run_file, train_config, train_help
+from .randomness import checked_seed
 from .registry import MODELS, create_model, list_models, nearest, signature
 
 
@@ -32,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     debug = os.environ.get("AEZOO_TRACEBACK")
     try:
+        argv = _import_users(argv)
         if argv[0] not in COMMANDS:
             raise ValueError(f"no command {argv[0]!r}; commands: {', '.join(COMMANDS)}.{nearest(argv[0], COMMANDS)}")
         COMMANDS[argv[0]](argv[1:])
@@ -39,17 +42,44 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, ImportError, ArithmeticError, RuntimeError, MemoryError) as error:
         if debug:
             raise
         print(f"aezoo: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
 
 
+def _import_users(argv: list[str]) -> list[str]:
+    """Imports the modules that `--import NAME` names (of the current folder, too), so that models of the user's own are
+    registered; returns the other arguments."""
+    while "--import" in argv:
+        at = argv.index("--import")
+        if at + 1 == len(argv):
+            raise ValueError("--import needs the name of a module, e.g. --import my_models for my_models.py")
+        name = argv[at + 1].removesuffix(".py")
+        argv = argv[:at] + argv[at + 2 :]
+        if "" not in sys.path:
+            sys.path.insert(0, "")
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name != name:
+                raise
+            here = [p.stem for p in Path().glob("*.py")]
+            raise ValueError(f"--import {name}: no such module.{nearest(name, here)}") from None
+    return argv
+
+
 def _usage() -> str:
     lines = ["usage: aezoo COMMAND ...", ""]
     lines += [f"  {name:<12}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
-    return "\n".join([*lines, "", "aezoo COMMAND --help says more. AEZOO_TRACEBACK=1 shows where an error comes from."])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "aezoo COMMAND --help says more. --import MODULE registers models of your own. AEZOO_TRACEBACK=1 shows where an error comes from.",
+        ]
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ list, info
@@ -90,7 +120,7 @@ def command_info(argv: Sequence[str]) -> None:
     print(inspect.cleandoc(cls.__doc__ or ""))
     print(f"\nparameters   {model.num_parameters:,} at input_shape={model.input_shape}, latent_dim={model.latent_dim}")
     print(f"units        {model.units} (likelihood {model.likelihood.name!r})")
-    print(f"samples      {'yes, from its prior' if model.prior is not None else 'no prior'}")
+    print(f"samples      {'yes, from its prior' if cls.generative else 'no prior'}")
     using = [r for r in recipes.names() if recipes.read(r).get("model", {}).get("name") == options.name]
     print(f"recipes      {', '.join(using) or 'none'}")
     print("keywords     " + "\n             ".join(describe(p) for p in signature(cls).parameters.values()))
@@ -121,7 +151,7 @@ def command_train(argv: Sequence[str]) -> None:
                 else ""
             )
         )
-    torch.manual_seed(config["train"]["seed"])
+    torch.manual_seed(checked_seed(config["train"]["seed"]))
     model_options = dict(config["model"])
     kind = model_options.pop("name")
     shape = model_options.pop("input_shape", None) or source.shape
@@ -161,12 +191,12 @@ def command_evaluate(argv: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     o = parse(parser, argv)
-    config = recipes.read(run_file(o.run, "config.yaml"))
+    run_file(o.run, "config.json")
     model = from_pretrained(o.run)
     if o.data is not None:
         source, what = load_data(o.data), f"all of {o.data}"
     else:
-        source, what = _held_out(config)
+        source, what = _held_out(recipes.read(run_file(o.run, "config.yaml")))
     metrics = evaluate(model, source, seed=o.seed, device=o.device, log_prob=o.log_prob)
     print(f"{model.name} of {o.run} on {what} ({model.units} for its terms; ± standard error)")
     print(table(metrics))
@@ -214,7 +244,7 @@ def command_reconstruct(argv: Sequence[str]) -> None:
         if not path.exists():
             beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
             raise FileNotFoundError(f"no file {text!r}.{nearest(path.name, beside)}")
-        found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_ENDINGS) if path.is_dir() else [path]
+        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS) if path.is_dir() else [path]
         if not found:
             raise ValueError(f"{text!r} holds no image ({', '.join(IMAGE_ENDINGS)})")
         files += found
@@ -225,17 +255,24 @@ def command_reconstruct(argv: Sequence[str]) -> None:
     if pictures and (size is None or channels not in (1, 3)):
         raise ValueError(f"{pictures[0]} is an image, but {model.name} of {o.run} takes samples of shape {shape}")
     out = Path(o.out)
+    targets = _targets(out, pictures)
+    inputs = {p.resolve() for p in files}
+    clash = [t for t in [*targets, out / "comparison.png"] if t.resolve() in inputs]
+    if clash:
+        raise ValueError(f"--out {o.out} would overwrite the input {clash[0]}; choose another folder")
     out.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
         if pictures:
-            x = torch.stack([read_image(p, size, channels) for p in pictures]).float().div(255).view(-1, *shape)
+            x = (
+                torch.stack([read_image(p, size, channels) for p in pictures])
+                .to(next(model.parameters()).dtype)
+                .div(255)
+            )
+            x = x.view(-1, *shape)
             model.likelihood.check(float(x.min()), float(x.max()))
             y = torch.cat([model.reconstruct(part) for part in x.split(256)])
-            written: dict[Path, int] = {}
-            for path, image in zip(pictures, y):
-                target = out / f"{path.stem}.png"
-                written[target] = written.get(target, 0) + 1
-                save_image(image, target if written[target] == 1 else out / f"{path.stem}-{written[target]}.png")
+            for target, image in zip(targets, y):
+                save_image(image, target)
             error = (y - x).square().mean()
             reconstructions(
                 out / "comparison.png",
@@ -254,6 +291,20 @@ def command_reconstruct(argv: Sequence[str]) -> None:
             y = torch.cat([model.reconstruct(part) for part in x.split(256)])
             np.save(out / f"{path.stem}.npy", y.numpy())
             print(f"{out / f'{path.stem}.npy'}: {len(y)} samples, mean squared error {(y - x).square().mean():.4g}")
+
+
+def _targets(out: Path, pictures: Sequence[Path]) -> list[Path]:
+    """Where each picture's reconstruction goes: its name as .png, numbered where two would be the same."""
+    taken: set[Path] = {out / "comparison.png"}
+    targets = []
+    for path in pictures:
+        target, number = out / f"{path.stem}.png", 1
+        while target in taken:
+            number += 1
+            target = out / f"{path.stem}-{number}.png"
+        taken.add(target)
+        targets.append(target)
+    return targets
 
 
 def _size_of(path: Path) -> tuple[int, int]:

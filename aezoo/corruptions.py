@@ -37,7 +37,7 @@ class Corruption(metaclass=Recorded):
     def _checked(self, word: str, level: Level, highest: float) -> tuple[float, float]:
         bounds = tuple(level) if isinstance(level, Sequence) and not isinstance(level, str) else (level, level)
         fine = len(bounds) == 2 and all(isinstance(b, (int, float)) and not isinstance(b, bool) for b in bounds)
-        if not fine or not 0 <= bounds[0] <= bounds[1] <= highest:
+        if not fine or not 0 <= bounds[0] <= bounds[1] <= highest or bounds[1] == float("inf"):
             raise ValueError(
                 f"{self.name}: {word}={level!r} must be a number, or a range (low, high), within [0, {highest:g}]"
             )

@@ -9,6 +9,7 @@ import torch
 
 from .base import BaseAE, positive
 from .data import load_data
+from .randomness import checked_seed, forked_rng, set_seed
 from .train.hardware import decide
 
 
@@ -36,11 +37,7 @@ def evaluate(
     if log_prob:
         positive("log_prob", log_prob)
     hardware = decide(device, "fp32", False)
-    source = load_data(data).reshaped(model.input_shape)
-    low, high = source.check(model.likelihood.support)
-    model.likelihood.check(low, high)
-    model.to(hardware.device)
-    source = source.to(hardware.device)
+    checked_seed(seed)
     dtype = next(model.parameters()).dtype
     sums: dict[str, list[float]] = {}  # metric: [sum, sum of squares, samples]
     whole_batch = set()
@@ -55,11 +52,15 @@ def evaluate(
         total[1] += float(values.square().sum())
         total[2] += len(values)
 
-    devices = [hardware.device] if hardware.device.type == "cuda" else []
-    plan = list(torch.arange(len(source)).split(batch_size))
-    with torch.random.fork_rng(devices=devices), model.evaluating(), torch.no_grad():
-        torch.manual_seed(seed)
-        for batch in source.batches(plan, hardware.device, dtype):
+    with forked_rng(hardware.device), model.evaluating(), torch.no_grad():
+        source = load_data(data).reshaped(model.input_shape)
+        low, high = source.check(model.likelihood.support)
+        model.likelihood.check(low, high)
+        model.to(hardware.device)
+        source = source.to(hardware.device)
+        set_seed(seed, hardware.device)
+        plan = list(torch.arange(len(source)).split(batch_size))
+        for batch in source.batches(plan, hardware.device, dtype, seed):
             out = model(batch.x)
             count = len(batch.x)
             weights = model.term_weights()

@@ -89,6 +89,8 @@ def _split_flags(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]
         flag, equals, value = item[2:].partition("=")
         if not equals:
             if not rest or rest[0].startswith("--"):
+                if flag in ("model", "data", "out", "resume"):
+                    raise ValueError(f"--{flag} needs a value")
                 value = "true"
             else:
                 value = rest.pop(0)
@@ -108,6 +110,8 @@ def train_config(argv: Sequence[str]) -> tuple[dict[str, dict[str, Any]], str, b
         if words:
             raise ValueError(f"--resume {resume} goes on with that run's own configuration; leave {words[0]!r} out")
         base = recipes.read(run_file(resume, "config.yaml"))
+        if any(f == "train.out" for f, _ in flags):
+            raise ValueError(f"--resume {resume} goes on in that folder; leave --out away")
         flags.append(("train.out", resume))
         name = resume
     else:
@@ -203,7 +207,7 @@ def train_help(argv: Sequence[str]) -> str:
     """Usage, and every flag with its default, for the model that the flags or the recipe name."""
     words, flags = _split_flags([a for a in argv if a not in ("-h", "--help")])
     name = next((v for f, v in flags if f == "model.name"), None)
-    name = name or recipes.read(words[0] if words else DEFAULT_RECIPE)["model"]["name"]
+    name = name or recipes.read(words[0] if words else DEFAULT_RECIPE).get("model", {}).get("name", "vae")
     lines = [
         "usage: aezoo train [RECIPE|FILE.yaml] [--model NAME] [--data SOURCE] [--out DIR] [--resume RUN] [--SECTION.KEY VALUE ...]",
         f"\nrecipes: {', '.join(recipes.names())} (default: {DEFAULT_RECIPE})",

@@ -112,8 +112,3 @@ def keep_top_k(z: Tensor, k: int | Tensor) -> Tensor:
 def log_mean_exp(log_w: Tensor, dim: int = 0) -> Tensor:
     """log of the mean of exp(log_w) along `dim`, in float64."""
     return torch.logsumexp(log_w.double(), dim) - math.log(log_w.shape[dim])
-
-
-def bits_per_dim(nats: Tensor, dims: int, levels: int | None = None) -> Tensor:
-    """nats / (D ln 2). With `levels=256` for 8-bit data that were scaled to [0, 1]: log2(256) = 8 bits a dim are added."""
-    return nats / (dims * math.log(2)) + (math.log2(levels) if levels else 0.0)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .base import FORMAT, BaseAE
-from .registry import MODELS, create_model
+from .registry import MODELS, choice, create_model
 from .storage import read_json, read_tensors
 
 
@@ -18,7 +18,7 @@ def from_pretrained(source: str | Path, device: str | torch.device = "cpu") -> B
     Args: `source`: a folder with config.json and model.safetensors, or "user/name" on the Hugging Face hub ("hf://user/name"
     says so explicitly).
     Raises FileNotFoundError if nothing is there, ValueError if a file is damaged, of another format or of another model."""
-    folder = Path(source)
+    folder = Path(source).expanduser()
     if not folder.is_dir():
         folder = _download(str(source))
     if not (folder / "config.json").is_file():
@@ -39,10 +39,11 @@ def build(config: Any, where: str | Path) -> BaseAE:
             f"{where} describes the model {config['model']!r}, which is not registered; import the module that defines it first"
         )
     try:
+        dtype = choice("dtype", config.get("dtype", "float32"), ["float64", "float32", "bfloat16", "float16"])
         model = create_model(config["model"], **config["args"])
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from None
-    return model.to(getattr(torch, config.get("dtype", "float32"))).eval()
+    return model.to(getattr(torch, dtype)).eval()
 
 
 def load_weights(model: BaseAE, path: str | Path) -> BaseAE:

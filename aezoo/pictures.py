@@ -1,6 +1,7 @@
 """Pictures of what a model does: reconstructions, samples, the course of the loss, and a map of the latent space.
 
-Samples of shape (H, W), (1, H, W) or (3, H, W) with both sides of at least 8 are shown as images, all else as curves.
+Samples of rank 3 with both sides of at least 5 are shown as images (one channel, or three, else the first), volumes by their middle
+slice, samples of rank 2 as images if both sides are at least 8, and all else as curves.
 """
 
 from __future__ import annotations
@@ -181,13 +182,15 @@ def curves(path: Path, rows: Sequence[dict[str, Any]], units: str) -> Path:
 def latent_map(path: Path, z: Tensor, labels: Tensor | None, class_names: Sequence[str] | None) -> Path:
     """The codes in two dimensions: as they are if there are two, else on their first two principal components."""
     z = z.detach().double().cpu().flatten(1)
+    if labels is not None and (labels.dim() != 1 or len(labels) != len(z)):
+        labels = None  # several labels a sample: no one colour
     if z.shape[1] == 1:
         points, axes, title = torch.cat([z, torch.zeros_like(z)], 1), ("z1", ""), "latent space"
     elif z.shape[1] == 2:
         points, axes, title = z, ("z1", "z2"), "latent space"
     else:
         centred = z - z.mean(0)
-        _, s, v = torch.linalg.svd(centred, full_matrices=False)
+        _, s, v = torch.linalg.svd(torch.cat([centred, torch.zeros(2, z.shape[1]).double()]), full_matrices=False)
         share = s.square() / s.square().sum().clamp_min(1e-30)
         points = centred @ v[:2].T
         axes = (f"first principal component ({share[0]:.0%} of the variance)", f"second ({share[1]:.0%})")
@@ -222,31 +225,55 @@ def latent_map(path: Path, z: Tensor, labels: Tensor | None, class_names: Sequen
 
 
 def draw_run(
-    folder: Path, model: BaseAE, source: Source, rows: Sequence[dict[str, Any]], original: Source
-) -> list[Path]:
-    """Everything that can be shown of a trained model; returns the files. Draws from the global RNG."""
+    folder: Path,
+    model: BaseAE,
+    source: Source,
+    rows: Sequence[dict[str, Any]],
+    class_names: Sequence[str] | None,
+    batch_size: int,
+) -> tuple[list[Path], list[str]]:
+    """Everything that can be shown of a trained model; returns the files, and why any picture had to be left out.
+
+    Draws from the global RNG. No failure in here can lose a finished run: it is caught and told."""
     folder.mkdir(parents=True, exist_ok=True)
     like = next(model.parameters())
-    shown = source.peek(10, like.device, like.dtype)
-    many = source.peek(2000, like.device, like.dtype)
-    made = []
-    with model.evaluating(), torch.no_grad():
-        panels = {"input": shown.x}
-        noise = [c for c in model.corruptions if c.where == "input" and c.name != "none"]
-        x = shown.x
-        for c in noise:
-            x = c(x)
-        if noise:
-            panels["corrupted"] = x
-        panels["output"] = model.reconstruct(x)
-        error = (panels["output"] - shown.x).square().mean()
-        made.append(
-            reconstructions(folder / "reconstructions.png", panels, f"{model.name}: mean squared error {error:.4f}")
+
+    def draw_reconstructions(path: Path) -> Path:
+        x = source.peek(10, like.device, like.dtype).x
+        panels = {"input": x}
+        for c in model.corruptions:
+            if c.where == "input" and c.name != "none":
+                panels["corrupted"] = c(panels.get("corrupted", x))
+        panels["output"] = model.reconstruct(list(panels.values())[-1])
+        error = (panels["output"] - x).square().mean()
+        return reconstructions(path, panels, f"{model.name}: mean squared error {error:.3g} over these samples")
+
+    def draw_samples(path: Path) -> Path | None:
+        return (
+            None if model.prior is None else samples(path, model.sample(64), source.peek(64, like.device, like.dtype).x)
         )
-        if model.prior is not None:
-            made.append(samples(folder / "samples.png", model.sample(64), shown.x))
-        if rows:
-            made.append(curves(folder / "curves.png", rows, model.units))
-        z = torch.cat([model.encode(part) for part in many.x.split(512)])
-        made.append(latent_map(folder / "latent.png", z, many.y, original.class_names))
-    return made
+
+    def draw_curves(path: Path) -> Path | None:
+        return curves(path, rows, model.units) if rows else None
+
+    def draw_latent(path: Path) -> Path:
+        many = source.peek(2000, torch.device("cpu"), like.dtype)
+        z = torch.cat([model.encode(part.to(like.device)).cpu() for part in many.x.split(batch_size)])
+        return latent_map(path, z, many.y, class_names)
+
+    drawers = {
+        "reconstructions.png": draw_reconstructions,
+        "samples.png": draw_samples,
+        "curves.png": draw_curves,
+        "latent.png": draw_latent,
+    }
+    made, left_out = [], []
+    with model.evaluating(), torch.no_grad():
+        for name, draw in drawers.items():
+            try:
+                picture = draw(folder / name)
+            except Exception as error:  # whatever a drawing library makes of odd data, the trained weights matter more
+                left_out.append(f"{name}: {type(error).__name__}: {error}")
+            else:
+                made += [picture] if picture is not None else []
+    return made, left_out

@@ -19,6 +19,7 @@ import fnmatch
 import inspect
 import typing
 from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -178,6 +179,8 @@ def plain(value: Any) -> Any:
         return [plain(v) for v in value]
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
+    if isinstance(value, Real):  # NumPy's numbers
+        return int(value) if isinstance(value, Integral) else float(value)
     raise TypeError(
         f"{value!r} ({type(value).__name__}) cannot be written to config.json; give it by its registered name"
     )

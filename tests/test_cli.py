@@ -151,6 +151,41 @@ def test_evaluate_uses_what_was_held_out(tmp_path, capsys):
     assert f"{row['val_loss']:.5g}"[:5] in out
 
 
+def test_a_model_of_ones_own(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setitem(sys.modules, "mine_for_test", None)
+    del sys.modules["mine_for_test"]
+    (tmp_path / "mine_for_test.py").write_text(
+        "import aezoo\n@aezoo.register('my_ae')\nclass My(aezoo.models.AE):\n    pass\n"
+    )
+    (tmp_path / "my.yaml").write_text(
+        "model: my_ae\ndata: {source: digits, limit: 50}\ntrain: {steps: 2, progress: false}\n"
+    )
+    try:
+        main(["train", "my.yaml", "--import", "mine_for_test"])
+        main(["evaluate", "runs/my", "--import", "mine_for_test.py"])
+    finally:
+        aezoo.registry.MODELS.entries.pop("my_ae", None)
+    assert "import the module that defines it" in fails(capsys, "evaluate", "runs/my")
+    assert "Did you mean 'mine_for_test'" in fails(capsys, "list", "--import", "mine_for_tests")
+
+
+def test_reconstruct_does_not_overwrite_its_input(run, tmp_path, capsys):
+    png(tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    assert "would overwrite the input a.png" in fails(capsys, "reconstruct", "runs/r", "a.png", "--out", ".")
+    assert (tmp_path / "a.png").read_bytes() == before
+    png(tmp_path / "comparison.png")
+    main(["reconstruct", "runs/r", "comparison.png", "--out", "back"])
+    assert (tmp_path / "back" / "comparison-2.png").is_file()
+
+
+def test_validation_data_by_name_survives_resuming(tmp_path):
+    main(["train", *SMALL, "--train.val", "{source: digits, split: test}", "--out", "r"])
+    main(["train", "--resume", "r", "--train.epochs", "3", "--train.progress", "false"])
+    assert len((tmp_path / "r" / "metrics.jsonl").read_text().splitlines()) == 3
+
+
 def test_module_and_script():
     for command in ([sys.executable, "-m", "aezoo"],):
         done = subprocess.run([*command, "tran"], capture_output=True, text=True)
@@ -186,6 +221,10 @@ def test_module_and_script():
         (["train", "--train.l2", "0.1"], "The L2 penalty is train.weight_decay"),
         (["train", "--train.latent_dim", "3"], "Did you mean 'model.latent_dim'"),
         (["train", "--data.size", "-4"], "size"),
+        (["train", "--train.seed", "100000000000000000000"], "seed"),
+        (["train", "--out"], "--out needs a value"),
+        (["train", "--resume", "x", "--out", "y"], "no run folder 'x'"),
+        (["list", "--import"], "--import needs the name"),
         (["train", "--train.device", "cuda:77"], "cuda:77"),
         (["train", "--resume", "runs/none"], "no run folder 'runs/none'"),
         (["train", "fashion", "--resume", "runs/none"], "leave 'fashion' out"),

@@ -50,6 +50,7 @@ def test_contract(name, backbone, shape, tmp_path):
     again = aezoo.from_pretrained(tmp_path / "m")
     assert torch.equal(again.reconstruct(x), model.reconstruct(x)) and type(again) is type(model) and not again.training
 
+    assert (model.prior is not None) == type(model).generative
     if model.prior is not None:
         assert model.sample(3).shape == (3, *shape)
     else:
@@ -70,7 +71,7 @@ def test_loss_falls_on_one_batch(name, backbone):
         optimizer.step()
         model.after_step()
         losses.append(float(total.detach()))
-    assert sum(losses[-5:]) / 5 < losses[0]
+    assert sum(losses[-5:]) / 5 < losses[0] - 0.05 * abs(losses[0])
 
 
 @pytest.mark.parametrize("name", MODELS)

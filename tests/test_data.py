@@ -130,6 +130,60 @@ def test_binarisation():
     assert (first(aezoo.load_data(x, binarize="threshold")).x == 0).all()
 
 
+def test_binarising_checks_the_range_first():
+    for mode in ("static", "threshold", "dynamic"):
+        for kind in (torch.rand, lambda *s: 255 * torch.rand(*s)):
+            x = kind(20, 1, 4, 4)
+            model = aezoo.create_model("vae", input_shape=(1, 4, 4), likelihood="bernoulli")
+            if x.max() > 1:
+                with pytest.raises(ValueError, match=f"binarize='{mode}' needs data in"):
+                    aezoo.fit(model, aezoo.load_data(x, binarize=mode), progress=False)
+            else:
+                aezoo.fit(model, aezoo.load_data(x, binarize=mode), steps=1, progress=False)
+
+
+def test_options_that_do_not_apply_are_refused(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((4, 3), np.float32))
+    picture(tmp_path / "p" / "a.png")
+    for data, option in [
+        (torch.rand(4, 3), {"size": 8}),
+        (torch.rand(4, 3), {"split": "test"}),
+        (tmp_path / "a.npy", {"split": "test"}),
+        (tmp_path / "p", {"split": "test"}),
+        ("digits", {"channels": 3}),
+    ]:
+        with pytest.raises(ValueError, match=f"{next(iter(option))}=.* does not apply to"):
+            aezoo.load_data(data, **option)
+    with pytest.raises(ValueError, match="workers=-3"):
+        aezoo.load_data(Squares(), workers=-3)
+
+
+def test_hidden_folders_and_tables_of_pandas(tmp_path):
+    picture(tmp_path / "a.png")
+    picture(tmp_path / ".ipynb_checkpoints" / "a-checkpoint.png")
+    assert len(aezoo.load_data(tmp_path)) == 1
+
+    class Table:
+        def to_numpy(self):
+            return np.eye(3)
+
+    assert first(aezoo.load_data(Table())).x.shape == (3, 3)
+    assert first(aezoo.load_data(np.eye(3).astype(">f4"))).x.shape == (3, 3)
+
+
+def test_double_precision_reaches_a_double_model():
+    x = np.random.default_rng(0).random((8, 3))
+    assert torch.equal(aezoo.load_data(x).peek(8, CPU, torch.float64).x, torch.from_numpy(x))
+
+
+def test_labels_of_any_kind():
+    for y in (torch.zeros(3), np.int64(3), 2.5, "cat"):
+        data = [(torch.rand(2), y)] * 4
+        holder = type("Holder", (Dataset,), {"__len__": lambda s: 4, "__getitem__": lambda s, i, data=data: data[i]})()
+        got = first(aezoo.load_data(holder), 4)
+        assert (got.y is None) == isinstance(y, str)
+
+
 def test_limit_and_split():
     source = aezoo.load_data(torch.arange(20.0)[:, None], limit=10)
     train, val = source.split(0.3, seed=1)
@@ -298,8 +352,10 @@ class Stream(IterableDataset):
 
 
 def test_refused_datasets(tmp_path):
-    with pytest.raises(TypeError, match="wrap it in a DataLoader"):
+    with pytest.raises(TypeError, match="make it map-style"):
         aezoo.load_data(Stream())
+    with pytest.raises(TypeError, match="reads an IterableDataset"):
+        aezoo.load_data(DataLoader(Stream()))
     with pytest.raises(ValueError, match="is empty"):
         aezoo.load_data(Squares(n=0))
     with pytest.raises(ValueError, match="holds no image"):

@@ -66,6 +66,11 @@ def test_direct_construction_is_checked_as_well():
         (torch.zeros(4, 64), r"x.reshape\(-1, 1, 8, 8\)"),
         (torch.zeros(4, 1, 8, 8, dtype=torch.uint8), r"x.float\(\) / 255"),
         (torch.zeros(4, 1, 8, 8, dtype=torch.long), "int64"),
+        (
+            torch.zeros(4, 1, 8, 8, dtype=torch.float64),
+            r"float64, but the model's weights are torch.float32; pass x.to",
+        ),
+        (torch.zeros(0, 1, 8, 8), "empty batch"),
         ([[1.0]], "must be a tensor"),
     ],
 )
@@ -80,6 +85,9 @@ def test_codes_and_conditions():
     model = aezoo.create_model("ae", input_shape=(4,), latent_dim=3)
     with pytest.raises(ValueError, match=r"decodes \(batch, 3\)"):
         model.decode(torch.zeros(2, 4))
+    for z, message in [([1.0], "z must be a tensor"), (torch.zeros(2, 3, dtype=torch.long), "z has dtype")]:
+        with pytest.raises(TypeError, match=message):
+            model.decode(z)
     with pytest.raises(ValueError, match="no condition"):
         model.loss(torch.zeros(2, 4), condition=torch.zeros(2))
     with pytest.raises(ValueError, match="no log-likelihood"):
@@ -111,3 +119,27 @@ def test_list_models():
     assert aezoo.list_models("*vae*") == ["beta_vae", "conv_vae", "vae"]
     assert aezoo.list_models("nothing*") == [] and aezoo.list_models(pretrained=True) == []
     assert aezoo.list_models() == sorted(aezoo.list_models())
+
+
+def test_a_prior_can_be_given_to_any_model():
+    class Ones(torch.nn.Module):
+        def sample(self, n, shape, like, generator=None):
+            return torch.ones(n, *shape)
+
+    for name in ("ae", "vae"):
+        model = aezoo.create_model(name, input_shape=(4,), latent_dim=3)
+        model.prior = Ones()
+        assert torch.equal(model.sample(2), model.decode(torch.ones(2, 3)))
+
+
+def test_numbers_of_numpy(tmp_path):
+    np = pytest.importorskip("numpy")
+    model = aezoo.create_model("vae", input_shape=(np.int64(4),), latent_dim=np.int64(3), beta=np.float32(2.0))
+    assert aezoo.from_pretrained(model.save_pretrained(tmp_path)).config["latent_dim"] == 3
+
+
+def test_half_precision_models_run():
+    for name in aezoo.list_models():
+        model = aezoo.create_model(name, input_shape=(6,), latent_dim=4).to(torch.bfloat16)
+        loss = model.loss(torch.rand(4, 6, dtype=torch.bfloat16))
+        assert loss.total.dtype == torch.float32 and torch.isfinite(loss.total)

@@ -168,9 +168,155 @@ def test_ema_is_what_is_validated_and_kept(images):
     assert all(torch.allclose(s, p, atol=1e-6) for s, p in zip(shadow, three.parameters()))
 
 
-def test_bf16_and_compile_flags(images):
+def test_bf16(images):
     history = fit(model_of("vae"), images, epochs=4, precision="bf16").history
     assert history[-1]["loss"] < history[0]["loss"]
+
+
+@pytest.mark.slow
+def test_compile_trains_the_same_and_keeps_the_keys(images, tmp_path):
+    a = fit(model_of("ae"), images, epochs=2, compile=True, out=tmp_path)
+    b = fit(model_of("ae"), images, epochs=2)
+    assert [r["loss"] for r in a.history] == pytest.approx([r["loss"] for r in b.history], rel=1e-4)
+    assert aezoo.from_pretrained(tmp_path).state_dict().keys() == b.model.state_dict().keys()
+
+
+class Jittered(torch.utils.data.Dataset):
+    """Images with a random brightness, drawn by the data set itself."""
+
+    def __init__(self):
+        self.x = make_images(40)[0]
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        return self.x[i] * torch.rand(())
+
+
+@pytest.mark.parametrize("kind", ["dataset", "workers", "loader"])
+def test_resume_is_exact_with_random_transforms_and_shuffling_loaders(tmp_path, kind):
+    from aezoo.train import loop
+
+    def data():
+        if kind == "loader":
+            return torch.utils.data.DataLoader(Jittered(), batch_size=8, shuffle=True)
+        return aezoo.load_data(Jittered(), workers=2 if kind == "workers" else 0)
+
+    def run(out, **more):
+        return fit(model_of("ae"), data(), epochs=3, batch_size=8, out=out, **more)
+
+    whole = run(tmp_path / "whole")
+    original = loop._Trainer.one_step
+
+    def dies(self, window):
+        if self.step == 7:
+            raise InterruptedError
+        original(self, window)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop._Trainer, "one_step", dies)
+        with pytest.raises(InterruptedError):
+            run(tmp_path / "parts", checkpoint_every=7)
+    torch.manual_seed(99)
+    parts = run(tmp_path / "parts", resume=True)
+    assert [r["loss"] for r in whole.history] == [r["loss"] for r in parts.history]
+    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), parts.model.parameters()))
+
+
+def test_random_transforms_differ_between_epochs_and_not_with_the_number_of_workers():
+    sources = [aezoo.load_data(Jittered(), workers=w) for w in (0, 1, 2)]
+    plan = list(torch.arange(40).split(8))
+    drawn = [[torch.cat([b.x for b in s.batches(plan, torch.device("cpu"), seed=e)]) for e in (1, 2)] for s in sources]
+    assert all(torch.equal(drawn[0][e], d[e]) for d in drawn for e in (0, 1))
+    assert not torch.equal(drawn[0][0], drawn[0][1])
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 14])
+def test_small_data_and_odd_labels_do_not_lose_a_run(tmp_path, n, capsys):
+    x, _ = make_images(n)
+    labels = [None, torch.zeros(n, 3, dtype=torch.long), torch.rand(n), torch.rand(n, 2), torch.arange(n)]
+    for i, y in enumerate(labels):
+        model = aezoo.create_model("vae", input_shape=(1, 12, 12), latent_dim=1 + n % 3)
+        out = tmp_path / str(i)
+        aezoo.fit(model, x if y is None else (x, y), epochs=1, val=0.1 if n > 3 else None, out=out, device="cpu")
+        assert len(list((out / "pictures").glob("*.png"))) == 4
+    assert "left out" not in capsys.readouterr().out
+
+
+def test_a_picture_that_fails_is_told_and_loses_nothing(images, tmp_path, monkeypatch, capsys):
+    def broken(*args, **kwargs):
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr("aezoo.pictures.curves", broken)
+    result = aezoo.fit(model_of(), images, epochs=1, out=tmp_path, device="cpu")
+    assert len(result.history) == 1 and "left out: curves.png: RuntimeError: no fonts" in capsys.readouterr().out
+
+
+def test_min_change_counts_slow_progress():
+    """A validation loss that falls by 0.05 an epoch has changed by more than 0.12 every third epoch."""
+    from aezoo.train import loop
+
+    model, (x, _) = model_of("ae"), make_images(16)
+    losses = iter(1.0 - 0.05 * i for i in range(100))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "mean_loss", lambda *a: {"loss": next(losses)})
+        assert fit(model, x, epochs=15, val=x, patience=4, min_change=0.12).stopped == "finished"
+        result = fit(model, x, epochs=15, val=x, patience=2, min_change=0.12)
+        assert result.stopped == "converged" and len(result.history) == 3
+
+
+def test_a_run_that_has_converged_stays_so(images, tmp_path):
+    def run(**more):
+        return fit(model_of("ae"), images[0], epochs=50, val=images, patience=2, min_change=10.0, out=tmp_path, **more)
+
+    assert len(run().history) == len(run(resume=True).history) == 3
+
+
+def test_l1_in_stages_touches_the_stage_only():
+    x, _ = make_images(32)
+    model = aezoo.create_model(
+        "stacked_denoising_ae", input_shape=(1, 12, 12), latent_dim=4, backbone="mlp(widths=(8,))"
+    )
+    held = []
+
+    def look(row):
+        held.append([k for k, p in model.named_parameters() if p.grad is not None])
+
+    fit(model, x, epochs=4, l1=1e-2, callbacks=look)
+    assert held == [[]] * len(held)
+
+
+def test_a_saved_model_is_not_overwritten(images, tmp_path):
+    model_of("ae").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="holds a saved model"):
+        fit(model_of("vae"), images, epochs=1, out=tmp_path)
+
+
+def test_the_line_that_resumes_fits_the_data(tmp_path, capsys):
+    def line(data, **more):
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        model = aezoo.create_model("ae", input_shape=(1, 8, 8), backbone="linear")
+        aezoo.fit(model, data, steps=1, out=out, device="cpu", **more)
+        return next(x for x in capsys.readouterr().out.splitlines() if x.startswith("resume"))
+
+    digits = aezoo.load_data("digits", limit=100)
+    assert "aezoo train --resume" in line(digits) and "aezoo train --resume" in line(
+        digits, val={"source": "digits", "split": "test"}
+    )
+    for unnamed in (
+        line(digits.split(0.5, 0)[0]),
+        line(torch.rand(9, 1, 8, 8)),
+        line(digits, val=torch.rand(9, 1, 8, 8)),
+    ):
+        assert "aezoo.fit(model, data" in unnamed and "resume=True" in unnamed
+
+
+def test_the_schedule_runs_over_each_stage():
+    x, _ = make_images(16)
+    model = aezoo.create_model("stacked_denoising_ae", input_shape=(1, 12, 12), latent_dim=4, backbone="linear")
+    rates = [r["lr"] for r in fit(model, x, epochs=8, batch_size=16, schedule="linear", lr=1.0e-3).history]
+    assert rates == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4] * 2)
 
 
 def test_no_host_synchronisation_between_logging_points(images, monkeypatch):
@@ -205,9 +351,11 @@ def test_no_host_synchronisation_between_logging_points(images, monkeypatch):
 
 
 def test_nothing_is_saved_of_a_loss_that_is_not_finite(images, tmp_path):
-    with pytest.raises(FloatingPointError, match=r"not finite in epoch 1 .*loss .*Lower lr"):
-        fit(model_of("ae"), images[0], epochs=3, lr=1e30, optimizer="sgd", out=tmp_path / "r")
-    assert not list((tmp_path / "r").rglob("*.safetensors"))
+    for every in (None, 1, 3):
+        out = tmp_path / str(every)
+        with pytest.raises(FloatingPointError, match=r"not finite in epoch 1 .*Lower lr"):
+            fit(model_of("ae"), images[0], epochs=3, lr=1e30, optimizer="sgd", out=out, checkpoint_every=every)
+        assert not list(out.rglob("*.safetensors"))
 
 
 @pytest.mark.parametrize(
@@ -235,6 +383,8 @@ def test_nothing_is_saved_of_a_loss_that_is_not_finite(images, tmp_path):
         ({"clip": 0.0}, "clip=0.0"),
         ({"seed": -1}, "seed=-1"),
         ({"warmup": -1}, "warmup=-1"),
+        ({"optimizer": "lbfgs"}, "several times a step"),
+        ({"optimizer": "muon"}, "matrices only"),
     ],
 )
 def test_arguments_out_of_range(images, arguments, message):
@@ -336,6 +486,16 @@ def test_a_folder_with_a_run_is_not_overwritten(images, tmp_path):
         fit(model_of("ae"), images, epochs=1, out=tmp_path)
     with pytest.raises(ValueError, match=r"is a run of 'ae', not of this 'vae'"):
         fit(model_of("vae"), images, epochs=2, out=tmp_path, resume=True)
+    for change, message in [
+        ({"batch_size": 8}, "batch_size=16 there, 8 here"),
+        ({"optimizer": "sgd"}, "optimizer='adam' there, 'sgd' here"),
+        ({"seed": 5}, "seed=0 there, 5 here"),
+        ({"val": 0.5}, "val=None there, 0.5 here"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            fit(model_of("ae"), images, **{"epochs": 2, "out": tmp_path, "resume": True, **change})
+    with pytest.raises(ValueError, match="needs out="):
+        fit(model_of("ae"), images, epochs=2, resume=True)
     with pytest.raises(ValueError, match="damaged"):
         state = tmp_path / "last" / "state.safetensors"
         state.write_bytes(state.read_bytes()[:-100])

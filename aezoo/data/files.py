@@ -20,7 +20,7 @@ IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tif
 IN_MEMORY = 2 * 2**30  # bytes of decoded pixels up to which a folder becomes one tensor
 
 X_KEYS = ("x", "X", "data", "images", "samples", "x_train", "arr_0")
-Y_KEYS = ("y", "Y", "labels", "label", "targets", "target", "y_train")
+Y_KEYS = ("y", "Y", "labels", "label", "targets", "target", "class", "y_train")
 
 
 # --------------------------------------------------------------------------------------------------------------- images
@@ -38,7 +38,7 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None, channels: 
             image = ImageOps.exif_transpose(opened)
             if image.mode.startswith("I;16") or image.mode in ("I", "F"):
                 pixels = np.asarray(image, dtype=np.float32)
-                top = 65535.0 if pixels.max(initial=0) > 255 else 255.0
+                top = 65535.0 if image.mode != "F" else (1.0 if pixels.max(initial=0) <= 1 else 255.0)
                 image = Image.fromarray((pixels * (255 / top)).clip(0, 255).astype(np.uint8))
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 rgba = image.convert("RGBA")
@@ -85,7 +85,11 @@ def load_folder(
     """A folder of images, flat or one folder a class: in memory (uint8) up to 2 GiB, else read by loader processes.
 
     Raises ValueError if it holds no image, for images that cannot be read (all are listed), and for mixed sizes without `size`."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    files = sorted(
+        p
+        for p in folder.rglob("*")
+        if p.is_file() and not any(part.startswith(".") for part in p.relative_to(folder).parts)
+    )
     paths = [p for p in files if p.suffix.lower() in IMAGE_ENDINGS]
     if not paths:
         holds = Counter(p.suffix.lower() or "no ending" for p in files)
@@ -121,7 +125,10 @@ def load_folder(
         bad_names = [str(p.relative_to(folder)) for p, _ in bad] + failed
     else:
         source = DatasetSource(
-            images, workers=os.cpu_count() or 1 if workers is None else workers, description=str(folder)
+            images,
+            workers=os.cpu_count() or 1 if workers is None else workers,
+            binarize=binarize,
+            description=str(folder),
         )
         bad_names = [str(p.relative_to(folder)) for p, _ in bad]
     if bad_names:
@@ -237,13 +244,15 @@ def _csv(path: Path) -> tuple[Any, Any]:
         values.append(cells)
     if not values:
         raise ValueError(f"{path} holds a header and no rows")
-    table = torch.tensor(values, dtype=torch.float32)
+    table = torch.tensor(values, dtype=torch.float64)
     label = next((i for i, name in enumerate(header or []) if name in Y_KEYS), None)
     if label is None:
         return table, None
     if table.shape[1] == 1:
         raise ValueError(f"{path} holds labels only (its one column is {header[label]!r})")  # type: ignore[index]
-    return torch.cat([table[:, :label], table[:, label + 1 :]], 1), table[:, label].long()
+    y = table[:, label]
+    y = y.long() if bool((y == y.round()).all()) else y
+    return torch.cat([table[:, :label], table[:, label + 1 :]], 1), y
 
 
 READERS: dict[str, Callable[[Path], tuple[Any, Any]]] = {

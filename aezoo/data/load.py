@@ -16,6 +16,8 @@ from .files import IMAGE_ENDINGS, READERS, load_file, load_folder
 from .named import DATASETS
 from .sources import DatasetSource, LoaderSource, Source, TensorSource
 
+MANY = 2000  # samples from which a Dataset is read by loader processes
+
 
 def load_data(
     source: Any,
@@ -44,7 +46,8 @@ def load_data(
         limit: keep only the first that many samples.
         root: where registered data sets lie, in torchvision's layout; default: the environment's AEZOO_DATA, else
             ~/.cache/aezoo. They are downloaded there if they are missing and there is a network.
-        workers: loader processes for Datasets and folders too large for memory; default: 0 for Datasets, the cores for folders.
+        workers: loader processes for Datasets and folders too large for memory; by default the cores (8 at most), and none
+            for Datasets of fewer than 2,000 samples.
         skip_corrupt: leave unreadable images out (they are listed) instead of raising.
 
     Raises FileNotFoundError, ValueError or TypeError that name what was found and what is taken."""
@@ -60,8 +63,10 @@ def load_data(
         if len(pair) != 2 or not all(isinstance(s, int) and not isinstance(s, bool) and s > 0 for s in pair):
             raise ValueError(f"size={size!r} must be a positive integer or (height, width)")
         size = (pair[0], pair[1])
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 0):
+        raise ValueError(f"workers={workers!r} must be a number of processes, an integer of at least 0")
     if isinstance(source, Source):
-        return source
+        return _limited(source, limit)
     if isinstance(source, Mapping):  # how a config file says it
         given = dict(source)
         unknown = [k for k in given if k not in options and k != "source"]
@@ -71,25 +76,52 @@ def load_data(
             )
         return load_data(given.pop("source"), **given)
     if isinstance(source, (str, os.PathLike)):
-        loaded = _from_text(str(source), size, channels, binarize, root, workers, skip_corrupt, split)
-        loaded.replay = {"source": str(source), **{k: v for k, v in options.items() if v != _DEFAULTS[k]}}
-    else:
-        loaded = _from_object(source, binarize, workers or 0)
-    return loaded if limit is None or limit >= len(loaded) else loaded.subset(torch.arange(limit))
+        given = {k: v for k, v in options.items() if v != _DEFAULTS[k]}
+        loaded = _limited(
+            _from_text(str(source), given, size, channels, binarize, root, workers, skip_corrupt, split), limit
+        )
+        loaded.replay = {"source": str(source), **given}
+        return loaded
+    _refuse(
+        type(source).__name__, {k: v for k, v in options.items() if v != _DEFAULTS[k]}, "binarize", "limit", "workers"
+    )
+    return _limited(_from_object(source, binarize, workers), limit)
 
 
 _DEFAULTS = dict(load_data.__kwdefaults__ or {})
 
 
+def _limited(source: Source, limit: int | None) -> Source:
+    return source if limit is None or limit >= len(source) else source.subset(torch.arange(limit))
+
+
+def _refuse(what: str, given: Mapping[str, Any], *fitting: str) -> None:
+    """Raises ValueError for an option that means nothing for this kind of data: it would be ignored in silence."""
+    for key, value in given.items():
+        if key not in fitting:
+            raise ValueError(f"{key}={value!r} does not apply to {what}; for it there are: {', '.join(fitting)}")
+
+
 def _from_text(
-    text: str, size: Any, channels: Any, binarize: str, root: Any, workers: Any, skip_corrupt: bool, split: str
+    text: str,
+    given: Mapping[str, Any],
+    size: Any,
+    channels: Any,
+    binarize: str,
+    root: Any,
+    workers: Any,
+    skip_corrupt: bool,
+    split: str,
 ) -> Source:
     path = Path(text).expanduser()
     if path.is_dir():
+        _refuse(f"the folder {text}", given, "size", "channels", "binarize", "limit", "workers", "skip_corrupt")
         return load_folder(path, size, channels, binarize, workers, skip_corrupt)
     if path.is_file():
+        _refuse(f"the file {text}", given, "binarize", "limit")
         return _arrays(*load_file(path), binarize, str(path))
     if text in DATASETS:
+        _refuse(f"the data set {text}", given, "split", "size", "binarize", "limit", "root", "workers")
         return DATASETS[text](split=split, size=size, binarize=binarize, root=root, workers=workers)
     beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     hint = nearest(text, DATASETS) or nearest(path.name, beside)
@@ -99,7 +131,9 @@ def _from_text(
     )
 
 
-def _from_object(source: Any, binarize: str, workers: int) -> Source:
+def _from_object(source: Any, binarize: str, workers: int | None) -> Source:
+    if hasattr(source, "to_numpy"):  # a table of pandas or polars
+        return _arrays(source.to_numpy(), None, binarize, type(source).__name__)
     if isinstance(source, torch.utils.data.DataLoader):
         if binarize != "none":
             raise ValueError("binarize= does not apply to a DataLoader; binarise in its Dataset")
@@ -113,9 +147,11 @@ def _from_object(source: Any, binarize: str, workers: int) -> Source:
         return _arrays(source, None, binarize, "tensor" if isinstance(source, Tensor) else "array")
     if isinstance(source, torch.utils.data.IterableDataset):
         raise TypeError(
-            "an IterableDataset has no length or order; wrap it in a DataLoader with a batch size, or make it map-style"
+            "an IterableDataset has no length and no order; make it map-style, with __len__ and __getitem__"
         )
     if hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, (list, tuple, dict)):
+        if workers is None:  # starting processes pays for itself only on long epochs
+            workers = min(8, os.cpu_count() or 1) if len(source) >= MANY else 0
         return DatasetSource(source, workers=workers, binarize=binarize, description=type(source).__name__)
     raise TypeError(
         f"cannot read data from {type(source).__name__}; pass a tensor, an array, a pair (samples, labels), a Dataset, a DataLoader, "
@@ -155,8 +191,10 @@ def _tensor(array: Any, description: str) -> Tensor:
         raise TypeError(f"{description} has dtype {array.dtype}; allowed: numbers and booleans")
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
         array = array.astype(np.int64)
-    if array.dtype.kind == "f" and array.dtype.itemsize > 4:
-        array = array.astype(np.float32)
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        array = array.astype(np.float64)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
     return torch.from_numpy(np.ascontiguousarray(array))
 
 

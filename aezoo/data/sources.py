@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from numbers import Number
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..base import checked_shape, shape_hint
+from ..randomness import mix_seed, seeded_sample
 from ..registry import choice
 
 
@@ -43,8 +45,9 @@ class Source:
         raise TypeError(f"{type(self).__name__} does not define its length")
 
     def batches(
-        self, plan: Sequence[Tensor], device: torch.device, dtype: torch.dtype = torch.float32
+        self, plan: Sequence[Tensor], device: torch.device, dtype: torch.dtype = torch.float32, seed: int = 0
     ) -> Iterator[Batch]:
+        """Batches at the planned positions. `seed` is for what a data set draws itself (random transforms)."""
         raise TypeError(f"{type(self).__name__} does not define batches")
 
     def to(self, device: torch.device) -> Source:
@@ -114,6 +117,17 @@ def _finite_range(x: Tensor, first: int = 0) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def _check_binary(binarize: str, low: float, high: float) -> None:
+    if binarize != "none" and not (low >= 0 and high <= 1):
+        raise ValueError(f"binarize={binarize!r} needs data in [0, 1]; it lies in [{low:g}, {high:g}]")
+
+
+def _floats(x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """On the device, 8-bit values scaled to [0, 1]."""
+    x = x.to(device, non_blocking=True)
+    return x.to(dtype).div_(255) if x.dtype == torch.uint8 else x.to(dtype)
+
+
 class TensorSource(Source):
     """All samples in one tensor `x` (N, *shape): uint8 (scaled to [0, 1] after the gather) or floating point."""
 
@@ -125,6 +139,7 @@ class TensorSource(Source):
         if labels is not None and len(labels) != len(x):
             raise ValueError(f"{description} has {len(x)} samples but {len(labels)} labels")
         if self.binarize in ("static", "threshold"):
+            _check_binary(binarize, *_finite_range(x))
             scaled = x.float() / 255 if x.dtype == torch.uint8 else x
             draw = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) if binarize == "static" else 0.5
             self.x = (scaled > draw).to(torch.uint8) * 255
@@ -137,6 +152,7 @@ class TensorSource(Source):
         index = index.to(self.x.device)
         other.index = index if self.index is None else self.index[index]
         other.labels = None if self.labels is None else self.labels[index.to(self.labels.device)]
+        other.replay = None  # a part is not what the name or path stands for
         return other
 
     def to(self, device: torch.device) -> TensorSource:
@@ -156,13 +172,12 @@ class TensorSource(Source):
     def take(self, index: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Samples by position: gathered, moved, scaled, binarised. (B,) -> (B, *shape)."""
         index = index.to(self.x.device)
-        x = self.x.index_select(0, index if self.index is None else self.index[index]).to(device, non_blocking=True)
-        x = x.to(dtype).div_(255) if x.dtype == torch.uint8 else x.to(dtype)
-        x = x.view(len(x), *self.shape)
+        x = self.x.index_select(0, index if self.index is None else self.index[index])
+        x = _floats(x, device, dtype).view(len(x), *self.shape)
         return torch.bernoulli(x) if self.binarize == "dynamic" else x
 
     def batches(
-        self, plan: Sequence[Tensor], device: torch.device, dtype: torch.dtype = torch.float32
+        self, plan: Sequence[Tensor], device: torch.device, dtype: torch.dtype = torch.float32, seed: int = 0
     ) -> Iterator[Batch]:
         for index in plan:
             y = None if self.labels is None else self.labels[index.to(self.labels.device)]
@@ -171,8 +186,7 @@ class TensorSource(Source):
     def check(self, support: tuple[float, float] | None = None) -> tuple[float, float]:
         x = self.x if self.index is None else self.x[self.index]
         low, high = _finite_range(x)
-        if self.binarize != "none" and not (low >= 0 and high <= 1):
-            raise ValueError(f"binarize={self.binarize!r} needs data in [0, 1]; it lies in [{low:g}, {high:g}]")
+        _check_binary(self.binarize, low, high)
         pixels = x.is_floating_point() and len(self.shape) >= 3 and low >= 0 and 128 <= high <= 255
         if pixels and bool((x[:256] == x[:256].round()).all()):
             raise ValueError(
@@ -208,9 +222,18 @@ def _as_tensor(x: Any) -> Tensor:
     return torch.as_tensor(np.asarray(x))
 
 
-def _floats(x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    x = x.to(device, non_blocking=True)
-    return x.to(dtype).div_(255) if x.dtype == torch.uint8 else x.to(dtype)
+class _Seeded(torch.utils.data.Dataset):
+    """A data set whose random draws for sample i are a function of (seed, i) alone."""
+
+    def __init__(self, dataset: Any, seed: int):
+        self.dataset, self.seed = dataset, seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, i: int) -> Any:
+        with seeded_sample(mix_seed(self.seed, i)):
+            return self.dataset[i]
 
 
 class DatasetSource(Source):
@@ -238,6 +261,7 @@ class DatasetSource(Source):
 
     def subset(self, index: Tensor) -> DatasetSource:
         other = copy.copy(self)
+        other.replay = None
         other.dataset = torch.utils.data.Subset(self.dataset, index.tolist())
         return other
 
@@ -251,13 +275,16 @@ class DatasetSource(Source):
                 "resize them in the Dataset, or load the folder with size="
             )
         ys = [y for _, y in pairs]
-        return torch.stack(xs), torch.as_tensor(ys) if all(isinstance(y, (int, float, Tensor)) for y in ys) else None
+        if all(isinstance(y, Number) for y in ys):
+            return torch.stack(xs), torch.as_tensor(ys)
+        same = all(isinstance(y, Tensor) and y.shape == ys[0].shape for y in ys)
+        return torch.stack(xs), torch.stack(ys) if same else None
 
     def batches(
-        self, plan: Sequence[Tensor], device: torch.device, dtype: torch.dtype = torch.float32
+        self, plan: Sequence[Tensor], device: torch.device, dtype: torch.dtype = torch.float32, seed: int = 0
     ) -> Iterator[Batch]:
         loader = torch.utils.data.DataLoader(
-            self.dataset,
+            _Seeded(self.dataset, seed),
             batch_sampler=[index.tolist() for index in plan],
             collate_fn=self._collate,
             num_workers=self.workers if len(plan) > 1 else 0,
@@ -271,8 +298,11 @@ class DatasetSource(Source):
             yield Batch(x, y)
 
     def check(self, support: tuple[float, float] | None = None) -> tuple[float, float]:
-        xs = torch.stack([self._sample(i)[0] for i in range(min(64, len(self)))])
-        return _finite_range(xs)
+        with seeded_sample(0):
+            x = self._collate([self.dataset[i] for i in range(min(64, len(self)))])[0]
+        low, high = _finite_range(x)
+        _check_binary(self.binarize, low, high)
+        return low, high
 
 
 class LoaderSource(Source):
@@ -282,6 +312,10 @@ class LoaderSource(Source):
 
     def __init__(self, loader: Any, description: str = "DataLoader"):
         self.loader, self.description = loader, description
+        if isinstance(loader.dataset, torch.utils.data.IterableDataset):
+            raise TypeError(
+                "the DataLoader reads an IterableDataset, which has no length; give its data set __len__ and __getitem__"
+            )
         x = _unpack(next(iter(loader), (torch.empty(0),)))[0]
         if not isinstance(x, Tensor) or x.dim() < 2:
             raise ValueError(
@@ -298,7 +332,7 @@ class LoaderSource(Source):
         return len(self.loader)
 
     def batches(
-        self, plan: Sequence[Tensor], device: torch.device, dtype: torch.dtype = torch.float32
+        self, plan: Sequence[Tensor], device: torch.device, dtype: torch.dtype = torch.float32, seed: int = 0
     ) -> Iterator[Batch]:
         for item in self.loader:
             x, y = _unpack(item)

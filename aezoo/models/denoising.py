@@ -72,6 +72,8 @@ class StackedDenoisingAE(DenoisingAE):
         if self.stage >= self.num_layers:
             return super().loss(x, target, condition)
         self.check_input(x)
+        if target is not None or condition is not None:
+            raise ValueError("greedy pre-training denoises its own layers: it takes no target and no condition")
         i = self.stage
         encode, decode = self.layer(i)[:2]
         with torch.no_grad(), self.evaluating():

@@ -17,7 +17,7 @@ from ..base import AEOutput, BaseAE, Spec, Terms, positive
 from ..priors import StandardNormal
 from ..registry import register
 
-CHUNK = 2**16  # decoded samples held at once by log_prob
+CHUNK = 2**24  # decoded values held at once by log_prob: 64 MiB in float32
 
 
 @register("vae")
@@ -39,7 +39,7 @@ class VAE(BaseAE):
     paper = "arXiv:1312.6114"
     code_params = 2
     bound = True
-    prior = StandardNormal()
+    generative = True
     num_steps: Tensor
 
     def __init__(
@@ -53,6 +53,7 @@ class VAE(BaseAE):
         **base: Any,
     ):
         super().__init__(input_shape, latent_dim, likelihood=likelihood, **base)
+        self.prior = StandardNormal()
         if not (isinstance(beta, (int, float)) and 0 <= beta < math.inf):
             raise ValueError(f"beta={beta!r} must be a number of at least 0")
         if not isinstance(kl_warmup, int) or kl_warmup < 0:
@@ -67,7 +68,7 @@ class VAE(BaseAE):
 
     def bottleneck(self, h: Tensor, sample: bool) -> tuple[Tensor, Terms]:
         mu, logvar = self.posterior(h)
-        z = mu + torch.exp(0.5 * logvar) * torch.randn_like(mu) if sample else mu
+        z = mu + torch.exp(0.5 * logvar).to(mu.dtype) * torch.randn_like(mu) if sample else mu
         return z, {"kl": fn.gaussian_kl(mu, logvar)}
 
     def term_weights(self) -> dict[str, float | Tensor]:
@@ -86,13 +87,17 @@ class VAE(BaseAE):
         """log p(x) ~ log 1/n sum_i p(x|z_i) p(z_i) / q(z_i|x), z_i ~ q(z|x), in nats: (B, *input_shape) -> (B,) float64.
 
         A lower bound in expectation that rises to log p(x) with n (arXiv:1509.00519, eq. 8). The logsumexp runs in float64; at
-        most 2^16 decoded samples are held at once, and exactly n are drawn for each x. Uses the global RNG."""
+        most 2^24 decoded values are held at once (but at least one sample), and exactly n samples are drawn for each x. Uses
+        the global RNG."""
         self.check_input(x)
         positive("n", n)
+        at_once = max(1, CHUNK // math.prod(self.input_shape))
+        if len(x) > at_once:
+            return torch.cat([self.log_prob(part, n) for part in x.split(at_once)])
         with self.evaluating(), torch.no_grad():
             mu, logvar = self.posterior(self.encoder(x))  # (B, K)
             log_w = []
-            step = max(1, CHUNK // max(1, len(x)))
+            step = max(1, at_once // len(x))
             for done in range(0, n, step):
                 s = min(step, n - done)
                 m, v = mu.repeat(s, 1), logvar.repeat(s, 1)  # (s*B, K)

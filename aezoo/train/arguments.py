@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..base import BaseAE, positive
+from ..randomness import checked_seed
 from ..registry import choice
 from .optim import SCHEDULES
 
@@ -33,8 +34,7 @@ def check_arguments(asked: dict[str, Any], model: BaseAE) -> None:
     number("warmup", "a number of steps, at least 0", lambda v: v >= 0 and v == int(v))
     number("clip", "a number above 0", lambda v: v > 0)
     number("ema", "a number between 0 and 1", lambda v: 0 < v < 1)
-    if isinstance(asked["seed"], bool) or not isinstance(asked["seed"], int) or not 0 <= asked["seed"] < 2**63:
-        raise ValueError(f"seed={asked['seed']!r} must be an integer of at least 0")
+    checked_seed(asked["seed"])
     if isinstance(asked["val"], (int, float)) and not 0 < asked["val"] < 1:
         raise ValueError(f"val={asked['val']!r} must be a fraction between 0 and 1, or data of its own")
     for name in ("patience", "schedule"):

@@ -7,6 +7,7 @@ draw of a step f(seed, step), so a resumed run continues as if it had never stop
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from ..base import AELoss, BaseAE
 from ..data import Source, load_data
+from ..randomness import batches_of, forked_rng, mix_seed, set_seed
 from ..registry import plain
 from .arguments import check_arguments
 from .average import Average
@@ -25,7 +27,6 @@ from .hardware import Hardware, decide
 from .interrupts import Interrupts
 from .optim import build_optimizer, load_optimizer_tensors, lr_factor, optimizer_tensors, set_lr
 from .progress import Progress
-from .randomness import batches_of, forked_rng, mix_seed
 from .result import FitResult
 from .run import RunFolder
 from .validate import mean_loss
@@ -60,7 +61,7 @@ def fit(
     checkpoint_every: int | None = None,
     out: str | Path | None = None,
     resume: bool = False,
-    callbacks: Sequence[Callable[[dict[str, Any]], Any]] = (),
+    callbacks: Callable[[dict[str, Any]], Any] | Sequence[Callable[[dict[str, Any]], Any]] = (),
     progress: bool = True,
 ) -> FitResult:
     """Trains a model, in place, and returns a `FitResult`.
@@ -84,7 +85,7 @@ def fit(
         ema: decay of an exponential moving average of the weights, which validation, saving and the result then use.
         checkpoint_every: steps between saved states; by default at epoch ends, at most every 30 s, and at the end.
         out: run folder: config.yaml, metrics.jsonl, best and last weights, pictures. resume: go on with the run that is there.
-        callbacks: functions of the newest row of the history; one that returns False ends the training.
+        callbacks: functions (or one) of the newest row of the history; one that returns False ends the training.
         progress: bar, decisions and summary on the terminal.
 
     Raises ValueError or TypeError before the first step for arguments, data or folders that do not fit; FloatingPointError if
@@ -92,9 +93,12 @@ def fit(
     asked = {k: v for k, v in locals().items() if k not in ("model", "data", "callbacks", "progress", "resume", "out")}
     check_arguments(asked, model)
     hardware = decide(device, precision, compile)
-    source = load_data(data).reshaped(model.input_shape)
-    run = RunFolder(out, resume) if out is not None else None
+    callbacks = [callbacks] if callable(callbacks) else list(callbacks)
+    if resume and out is None:
+        raise ValueError("resume=True needs out=, the folder of the run to go on with")
     with forked_rng(hardware.device):
+        source = load_data(data).reshaped(model.input_shape)
+        run = RunFolder(out, resume) if out is not None else None
         trainer = _Trainer(model, source, asked, hardware, run, Progress(progress))
         trainer.prepare(resume)
         return trainer.train(callbacks)
@@ -123,19 +127,26 @@ class _Trainer:
         self.stale = 0  # epochs without improvement, for patience
         self.plateau = 1.0  # factor on the learning rate
         self.plateau_stale = 0
+        self.patience_best = math.inf  # what the validation loss must fall below, by min_change, to count as progress
         self.stopped = "finished"
 
         low, high = source.check(model.likelihood.support)
         model.likelihood.check(low, high)
         val = asked["val"]
+        self.replay = source.replay
         self.val: Source | None = None
         if isinstance(val, float):
             source, self.val = source.split(val, self.seed)
         elif val is not None:
             self.val = load_data(val).reshaped(model.input_shape)
             model.likelihood.check(*self.val.check(model.likelihood.support))
+            val = self.val.replay or f"given in Python: {self.val.description}, {len(self.val)} samples"
+            self.replay = self.replay if self.val.replay else None
+        if inspect.isclass(asked["optimizer"]):
+            known = getattr(torch.optim, asked["optimizer"].__name__, None) is asked["optimizer"]
+            self.replay = self.replay if known else None
+        self.written = {**asked, "val": val, "optimizer": getattr(asked["optimizer"], "__name__", asked["optimizer"])}
         self.description = source.description
-        self.replay = source.replay
         self.original = source
         self.source = source.to(hardware.device)
         self.val = self.val.to(hardware.device) if self.val is not None else None
@@ -148,7 +159,7 @@ class _Trainer:
                 )
 
         count = len(self.source)
-        if asked["batch_size"] is not None and asked["batch_size"] > count:
+        if self.source.ordered and asked["batch_size"] is not None and asked["batch_size"] > count:
             raise ValueError(
                 f"batch_size={asked['batch_size']} is larger than the {count} samples to train on; allowed: 1 to {count}"
             )
@@ -176,7 +187,6 @@ class _Trainer:
         self.average = Average(self.model, self.asked["ema"]) if self.asked["ema"] else None
         if saved is not None:
             self.restore(*saved)
-        self.weights = [p for p in self.model.parameters() if p.dim() > 1]
         loss = torch.compile(self.model.loss) if self.hardware.compile else self.model.loss
         self.loss: Callable[[Tensor], AELoss] = loss
         if self.run is not None:
@@ -195,10 +205,13 @@ class _Trainer:
     def enter_stage(self, number: int) -> None:
         """A stage has parameters, and so an optimiser, of its own; what was best in the one before means nothing here."""
         self.model.stage = number
+        self.model.zero_grad(set_to_none=True)
+        self.weights = [p for p in self.stages[number].parameters if p.dim() > 1]
         self.optimizer = build_optimizer(
             self.asked["optimizer"], self.stages[number].parameters, self.asked["lr"], self.asked["weight_decay"]
         )
         self.best_row, self.best_weights, self.stale, self.plateau, self.plateau_stale = {}, None, 0, 1.0, 0
+        self.patience_best = math.inf
 
     # ------------------------------------------------------------------------------------------------------------ train
 
@@ -208,7 +221,7 @@ class _Trainer:
         saved_at = began
         every = self.asked["checkpoint_every"]
         with contextlib.closing(self.bar), Interrupts() as interrupts:
-            while self.step < self.total:
+            while self.step < self.total and not self.converged():
                 epoch = self.step // self.per_epoch
                 self.model.train()
                 if self.stage_at(self.step) != self.model.stage:
@@ -241,15 +254,18 @@ class _Trainer:
                 if any([callback(row) is False for callback in callbacks]):  # every callback sees the row
                     self.stopped = "callback"
                     break
-                last_stage = self.model.stage == len(self.stages) - 1
-                if self.asked["patience"] is not None and last_stage and self.stale >= self.asked["patience"]:
-                    self.stopped = "converged"
-                    break
+        if self.stopped == "finished" and self.step < self.total:
+            self.stopped = "converged"
         return self.finish(time.perf_counter() - began)
+
+    def converged(self) -> bool:
+        """`patience` epochs of the last stage without progress."""
+        patience = self.asked["patience"]
+        return patience is not None and self.model.stage == len(self.stages) - 1 and self.stale >= patience
 
     def stop_at_once(self, interrupts: Interrupts) -> None:
         """Ctrl-C or SIGTERM came during the step that has just ended: save, say how to go on, leave."""
-        if self.run is not None and all(math.isfinite(v) for v in self.means().values()):
+        if self.run is not None:
             self.save()
             self.bar.interrupted(self)
         interrupts.leave()
@@ -265,7 +281,8 @@ class _Trainer:
             if isinstance(getattr(self.source, "x", None), Tensor):
                 order = order.to(self.source.x.device)  # type: ignore[attr-defined]
             plan = batches_of(order, self.batch_size)[done * accumulate :]
-        batches = iter(self.source.batches(plan, self.hardware.device, self.dtype))
+        set_seed(mix_seed(self.seed, epoch, 2), self.hardware.device)  # for a loader of the user's own that shuffles
+        batches = iter(self.source.batches(plan, self.hardware.device, self.dtype, mix_seed(self.seed, epoch, 3)))
         if not self.source.ordered:
             for _ in range(done * accumulate):  # a loader of the user's own: what was seen is passed over
                 next(batches, None)
@@ -275,7 +292,7 @@ class _Trainer:
             self.seed_step()
 
     def seed_step(self) -> None:
-        torch.manual_seed(mix_seed(self.seed, self.step, 1))
+        set_seed(mix_seed(self.seed, self.step, 1), self.hardware.device)
 
     def one_step(self, window: list[Any]) -> None:
         """schedule, loss, backward, clip, step, after_step."""
@@ -296,18 +313,20 @@ class _Trainer:
         if self.asked["clip"]:
             torch.nn.utils.clip_grad_norm_(self.stages[self.model.stage].parameters, self.asked["clip"])
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         self.model.after_step()
         self.step += 1
         if self.average is not None:
             self.average.update(self.step)
 
     def lr(self) -> float:
-        return (
-            self.asked["lr"]
-            * self.plateau
-            * lr_factor(self.asked["schedule"], self.step, self.total, self.asked["warmup"])
+        """The schedule runs over each stage anew."""
+        stage = self.model.stage
+        first = self.stage_ends[stage - 1] if stage else 0
+        factor = lr_factor(
+            self.asked["schedule"], self.step - first, self.stage_ends[stage] - first, self.asked["warmup"]
         )
+        return self.asked["lr"] * self.plateau * factor
 
     # ------------------------------------------------------------------------------------------------- log and validate
 
@@ -334,15 +353,21 @@ class _Trainer:
         ).tolist()
         return dict(zip(self.sums, values))
 
+    def check_finite(self, means: dict[str, float]) -> None:
+        """Raises FloatingPointError if a mean of the interval or a weight is not finite. Waits for the device."""
+        weights = torch.stack([p.detach().isfinite().all() for p in self.model.parameters()]).all()
+        if all(math.isfinite(v) for v in means.values()) and bool(weights):
+            return
+        values = ", ".join(f"{k} {v:g}" for k, v in means.items()) or "the weights"
+        raise FloatingPointError(
+            f"the loss is not finite in epoch {self.step // self.per_epoch + (self.step % self.per_epoch > 0)} (up to step "
+            f"{self.step}): {values}. Lower lr={self.asked['lr']:g}, set clip=1.0, or scale the data; what was saved before stays"
+        )
+
     def log(self, epoch: int) -> dict[str, Any]:
         means = self.means()
         seconds = time.perf_counter() - self.interval_began
-        if not all(math.isfinite(v) for v in means.values()):
-            values = ", ".join(f"{k} {v:g}" for k, v in means.items())
-            raise FloatingPointError(
-                f"the loss is not finite in epoch {epoch + 1} (up to step {self.step}): {values}. Lower lr={self.asked['lr']:g}, set "
-                "clip=1.0, or scale the data; nothing of this epoch was saved"
-            )
+        self.check_finite(means)
         row: dict[str, Any] = {"epoch": epoch + 1, "step": self.step}
         if len(self.stages) > 1:
             row["stage"] = self.stages[self.model.stage].name
@@ -354,9 +379,9 @@ class _Trainer:
     def validate(self) -> dict[str, float]:
         """Mean loss, terms and metrics over the validation data, each sample counted once; the draws are the same every time."""
         assert self.val is not None
-        torch.manual_seed(mix_seed(self.seed, VALIDATION))
+        set_seed(mix_seed(self.seed, VALIDATION), self.hardware.device)
         with self.average.applied() if self.average else contextlib.nullcontext():
-            return mean_loss(self.model, self.val, self.hardware, max(self.batch_size, 512))
+            return mean_loss(self.model, self.val, self.hardware, 2 * self.batch_size)
 
     def judge(self, row: dict[str, Any]) -> None:
         """Is this the best epoch of the stage? Keeps its weights if so."""
@@ -365,7 +390,9 @@ class _Trainer:
             return
         loss, best = row["val_loss"], self.best_row.get("val_loss", math.inf)
         better = loss < best
-        self.stale = 0 if loss < best - self.asked["min_change"] else self.stale + 1
+        progress = loss < self.patience_best - self.asked["min_change"]
+        self.stale = 0 if progress else self.stale + 1
+        self.patience_best = loss if progress else self.patience_best
         self.plateau_stale = 0 if better else self.plateau_stale + 1
         if self.asked["schedule"] == "plateau" and self.plateau_stale >= 5:
             self.plateau, self.plateau_stale = self.plateau * 0.3, 0
@@ -387,20 +414,31 @@ class _Trainer:
     def config(self) -> dict[str, Any]:
         """What config.yaml holds: enough to build the run again where the data came by name or path."""
         saved = self.model.saved_config()
-        train = {
-            k: v if k != "val" or isinstance(v, (float, str, type(None))) else "given as an object"
-            for k, v in self.asked.items()
-        }
-        train = {k: str(v) if isinstance(v, (Path, torch.device, type)) else v for k, v in train.items()}
+        train = {k: str(v) if isinstance(v, (Path, torch.device)) else v for k, v in self.written.items()}
         data = self.replay or {
             "source": None,
             "note": f"given in Python: {self.description}, {len(self.original)} samples",
         }
         return plain({"model": {"name": saved["model"], **saved["args"]}, "data": data, "train": train})
 
+    def fixed(self) -> dict[str, Any]:
+        """What may not change between the parts of one run, since the steps would no longer be those of one run."""
+        written = self.written
+        return plain(
+            {
+                **{k: written[k] for k in ("optimizer", "accumulate", "seed", "val", "ema")},
+                "batch_size": self.batch_size,
+                "samples": len(self.source),
+                "dtype": str(self.dtype),
+            }
+        )
+
     def save(self) -> None:
-        """Everything that the next step depends on, in one file; and the best weights so far."""
+        """Everything that the next step depends on, in one file; and the best weights so far.
+
+        Raises FloatingPointError, and writes nothing, if the loss or a weight is not finite."""
         assert self.run is not None
+        self.check_finite(self.means())
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         optimizer, rest = optimizer_tensors(self.optimizer)
         tensors |= {f"optimizer.{k}": v for k, v in optimizer.items()}
@@ -412,11 +450,13 @@ class _Trainer:
         state: dict[str, Any] = {
             "step": self.step,
             "stage": self.model.stage,
+            "fixed": self.fixed(),
             "model": self.model.saved_config(),
             "optimizer": rest,
             "rows": self.rows,
             "best_row": self.best_row,
             "stale": self.stale,
+            "patience_best": self.patience_best if math.isfinite(self.patience_best) else None,
             "plateau": [self.plateau, self.plateau_stale],
             "interval_samples": self.interval_samples,
         }
@@ -434,6 +474,13 @@ class _Trainer:
                 + (f": {what}" if what else "")
             )
 
+        there, here = state["fixed"], self.fixed()
+        changed = [f"{k}={there.get(k)!r} there, {here[k]!r} here" for k in here if there.get(k) != here[k]]
+        if changed:
+            raise ValueError(
+                f"{self.run.path} cannot go on with other settings: {'; '.join(changed)}. Give the same, or another out= for a new run"
+            )
+
         def part(name: str) -> dict[str, Tensor]:
             return {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
 
@@ -444,6 +491,7 @@ class _Trainer:
         best = part("best")
         self.best_weights = {k: v.to(self.hardware.device) for k, v in best.items()} if best else None
         self.rows, self.best_row, self.stale = state["rows"], state["best_row"], state["stale"]
+        self.patience_best = math.inf if state["patience_best"] is None else state["patience_best"]
         self.plateau, self.plateau_stale = state["plateau"]
         self.sums = {k: v.to(self.hardware.device) for k, v in part("sums").items()}
         self.interval_samples = state["interval_samples"]
@@ -473,7 +521,12 @@ class _Trainer:
             from ..pictures import draw_run
 
             shown = self.val if self.val is not None else self.source
-            torch.manual_seed(mix_seed(self.seed, VALIDATION, 2))
-            pictures = draw_run(self.run.path / "pictures", self.model, shown, self.rows, self.original)
+            set_seed(mix_seed(self.seed, VALIDATION, 2), self.hardware.device)
+            folder = self.run.path / "pictures"
+            pictures, left_out = draw_run(
+                folder, self.model, shown, self.rows, self.original.class_names, self.batch_size
+            )
+            for why in left_out:
+                self.bar.say(f"left out: {why}")
         self.bar.summary(self, result, pictures)
         return result

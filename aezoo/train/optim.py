@@ -12,6 +12,11 @@ from torch import Tensor, nn
 
 from ..registry import choice, nearest, parse_spec
 
+UNFIT = {
+    "LBFGS": "it evaluates the loss several times a step",
+    "SparseAdam": "it takes sparse gradients only",
+    "Muon": "it takes matrices only, and models have biases and kernels",
+}
 SCHEDULES = ("constant", "cosine", "linear", "plateau")
 
 
@@ -40,6 +45,10 @@ def build_optimizer(
         name, options = parse_spec("optimizer", spec)
         choice("optimizer", name if name in classes else name.lower(), classes)
         cls = classes[name.lower()]
+    if cls.__name__ in UNFIT:
+        raise ValueError(
+            f"optimizer {cls.__name__} does not fit this loop: {UNFIT[cls.__name__]}; take adam, adamw or sgd"
+        )
     allowed = inspect.signature(cls).parameters
     for key in options:
         if key not in allowed or key in ("params", "lr", "weight_decay"):

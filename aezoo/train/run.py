@@ -36,6 +36,10 @@ class RunFolder:
             raise ValueError(
                 f"cannot write to out={str(path)!r}: {error.strerror or error}; choose another folder"
             ) from None
+        if not self.has_state and any((self.path / name).exists() for name in ("config.json", "model.safetensors")):
+            raise ValueError(
+                f"out={str(path)!r} holds a saved model, which the run would overwrite; choose another folder"
+            )
         if self.has_state and not resume:
             step = self.read_state()[0]["step"]
             raise ValueError(
