@@ -15,9 +15,9 @@ Legend: B batch, D data dims, K latents; x data, h encoder output, z latent.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -304,11 +304,25 @@ def positive(name: str, value: Any) -> int:
     return int(value)
 
 
+def number(name: str, value: Any, allowed: str, fine: Callable[[float], bool]) -> float:
+    """`value` as a float if it is a real number and `fine`; else ValueError saying what is allowed."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not fine(float(value)):
+        raise ValueError(f"{name}={value!r} must be {allowed}")
+    return float(value)
+
+
+def count(name: str, value: Any) -> int:
+    """`value` if it is a number of steps, an integer of at least 0; else ValueError."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 0:
+        raise ValueError(f"{name}={value!r} must be a number of steps, an integer of at least 0")
+    return int(value)
+
+
 def checked_shape(shape: Any) -> tuple[int, ...]:
     """The shape of one sample as a tuple. Raises ValueError unless it is 1 to 4 positive integers."""
     shape = (shape,) if isinstance(shape, Integral) else shape
     fine = isinstance(shape, Sequence) and not isinstance(shape, str) and 1 <= len(shape) <= 4
-    if not fine or not all(isinstance(s, Integral) and not isinstance(s, bool) and s > 0 for s in shape):
+    if not fine or not all(isinstance(s, Integral) and not isinstance(s, bool) and int(s) > 0 for s in shape):
         raise ValueError(
             f"input_shape={shape!r} must be 1 to 4 positive integers without the batch axis, e.g. (1, 28, 28)"
         )
@@ -321,6 +335,8 @@ def shape_hint(got: tuple[int, ...], want: tuple[int, ...]) -> str:
         return "; the batch axis is missing: x.unsqueeze(0)"
     if len(want) == 3 and len(got) == 4 and (got[3], got[1], got[2]) == want:
         return "; it looks channels-last: x.permute(0, 3, 1, 2)"
+    if len(want) == 2 and got[1:] == want[::-1]:
+        return "; the axes are the other way round: x.transpose(1, 2)"
     if math.prod(got[1:]) == math.prod(want):
         return f"; the sizes agree: x.reshape(-1, {_joined(want)})"
     if len(want) == 3 and len(got) == 4 and got[2:] == want[1:]:

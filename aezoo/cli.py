@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import recipes
-from .flags import command_parser, describe, parse, run_file, train_config, train_help
+from .flags import command_parser, data_options, describe, parse, run_file, train_config, train_help
 from .randomness import checked_seed
 from .registry import MODELS, create_model, list_models, nearest, signature
 
@@ -90,7 +90,7 @@ def command_list(argv: Sequence[str]) -> None:
     parser = command_parser("list", "Names, papers and one line on each model whose name fits the pattern.")
     parser.add_argument("pattern", nargs="?", default="*", help="as in '*vae*'")
     pattern = parse(parser, argv).pattern
-    names = list_models(pattern)
+    names = list_models(pattern) or list_models(f"*{pattern}*")
     if not names:
         raise ValueError(
             f"no model fits {pattern!r}; models: {', '.join(list_models())}.{nearest(pattern.strip('*'), list_models())}"
@@ -174,7 +174,7 @@ def _fresh(path: Path) -> Path:
 
 
 def command_evaluate(argv: Sequence[str]) -> None:
-    """Figures on held-out data: aezoo evaluate RUN [--data SOURCE] [--log_prob 5000]"""
+    """Figures on held-out data: aezoo evaluate RUN [--data SOURCE --data.KEY VALUE] [--log_prob 5000]"""
     from .data import load_data
     from .evaluation import evaluate, table
     from .hub import from_pretrained
@@ -190,11 +190,15 @@ def command_evaluate(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
+    argv, options = data_options(argv)
     o = parse(parser, argv)
     run_file(o.run, "config.json")
     model = from_pretrained(o.run)
     if o.data is not None:
-        source, what = load_data(o.data), f"all of {o.data}"
+        shape = model.input_shape
+        if Path(o.data).is_dir() and len(shape) == 3 and shape[0] in (1, 3):
+            options = {"size": tuple(shape[1:]), "channels": shape[0], **options}  # pictures are fitted to the model
+        source, what = load_data(o.data, **options), f"all of {o.data}"
     else:
         source, what = _held_out(recipes.read(run_file(o.run, "config.yaml")))
     metrics = evaluate(model, source, seed=o.seed, device=o.device, log_prob=o.log_prob)
@@ -234,7 +238,7 @@ def command_reconstruct(argv: Sequence[str]) -> None:
     parser.add_argument(
         "images", nargs="+", help="image files or folders of them; arrays (.npy, .csv, ...) for other models"
     )
-    parser.add_argument("--out", default="reconstructions", help="folder for the results (default: reconstructions)")
+    parser.add_argument("--out", default="reconstructions", help="folder for the results")
     o = parse(parser, argv)
     run_file(o.run, "config.json")
     model = from_pretrained(o.run)
@@ -319,22 +323,28 @@ def command_sample(argv: Sequence[str]) -> None:
     import torch
 
     from .hub import from_pretrained
-    from .pictures import samples
+    from .pictures import is_image, samples
 
     parser = command_parser("sample", "Draws samples from a generative model and writes them as one picture.")
     parser.add_argument("run")
     parser.add_argument("-n", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", default=None, help="picture to write (default: RUN/samples.png)")
+    parser.add_argument("--out", default=None, help="picture to write, by default RUN/samples.png")
     o = parse(parser, argv)
     run_file(o.run, "config.json")
     model = from_pretrained(o.run)
     with torch.no_grad():
         x = model.sample(o.n, generator=torch.Generator().manual_seed(o.seed))
     out = Path(o.out) if o.out else Path(o.run) / "samples.png"
+    out = out if out.suffix else out.with_suffix(".png")
     out.parent.mkdir(parents=True, exist_ok=True)
     samples(out, x, x.clamp(0, 1) if model.likelihood.support or (x.min() > -0.5 and x.max() < 1.5) else x)
     print(f"{o.n} samples in {out}")
+    if not is_image(x.shape[1:]):
+        import numpy as np
+
+        np.save(out.with_suffix(".npy"), x.numpy())
+        print(f"the picture shows at most 8 of them; all are in {out.with_suffix('.npy')}")
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {

@@ -115,9 +115,15 @@ def train_config(argv: Sequence[str]) -> tuple[dict[str, dict[str, Any]], str, b
         flags.append(("train.out", resume))
         name = resume
     else:
+        if words and words[0] in MODELS and words[0] not in recipes.names():
+            flags.insert(0, ("model.name", words.pop(0)))  # `aezoo train vae` means --model vae
         name = words[0] if words else DEFAULT_RECIPE
         base = recipes.read(name)
         name = Path(name).stem
+        if not words and any(
+            f == "model.name" for f, _ in flags
+        ):  # no recipe is meant: the model's and the loop's own defaults
+            base = {"data": base["data"], "train": {"val": 0.1}}
     given = {s: dict(base.get(s, {})) for s in recipes.SECTIONS}
     model = next((v for f, v in flags if f == "model.name"), None)
     if model is not None:
@@ -176,6 +182,25 @@ def train_config(argv: Sequence[str]) -> tuple[dict[str, dict[str, Any]], str, b
     config["model"]["name"] = given["model"]["name"]
     config["data"]["source"] = given["data"].get("source")
     return config, name, resume is not None
+
+
+def data_options(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """(the other arguments, the keywords of `load_data` that --data.KEY VALUE or --data.KEY=VALUE gave)."""
+    allowed, rest, texts = {"data": _keys("data", "")}, list(argv), []
+    while at := next((i + 1 for i, a in enumerate(rest) if a.startswith("--data.")), 0):
+        flag, equals, value = rest.pop(at - 1)[2:].partition("=")
+        if not equals:
+            value = rest.pop(at - 1) if at <= len(rest) else "true"
+        key = flag.removeprefix("data.")
+        if key not in allowed["data"]:
+            raise ValueError(
+                f"--{flag}: data takes no {key!r}; allowed: {', '.join(allowed['data'])}.{nearest(key, allowed['data'])}"
+            )
+        texts.append(f"--{flag}={value}")
+    if not texts:
+        return rest, {}
+    parsed = parse(_train_parser(allowed), texts).as_dict()["data"]
+    return rest, {k: v for k, v in parsed.items() if any(t.startswith(f"--data.{k}=") for t in texts)}
 
 
 def _near(key: str, section: str, allowed: dict[str, dict[str, Any]]) -> str:

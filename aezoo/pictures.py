@@ -95,6 +95,20 @@ def plain_axes(ax: Any, title: str = "", x: str = "", y: str = "") -> None:
         ax.spines[side].set_visible(False)
 
 
+def _curve(sample: Tensor) -> Tensor:
+    """One sample as a line: its first channel."""
+    sample = sample.detach().float().cpu()
+    return sample.flatten(1)[0] if sample.dim() > 1 else sample
+
+
+def _axis_of(shape: Sequence[int]) -> str:
+    return "feature" if len(shape) == 1 else "step"
+
+
+def _shown_of(shape: Sequence[int]) -> str:
+    return f" (channel 1 of {shape[0]})" if len(shape) > 1 and shape[0] > 1 else ""
+
+
 # ----------------------------------------------------------------------------------------------------- single pictures
 
 
@@ -106,8 +120,8 @@ def reconstructions(path: Path, rows: dict[str, Tensor], title: str) -> Path:
         shown = {name: to_unit(as_images(x), as_images(first)) for name, x in rows.items()}
         height, width = next(iter(shown.values())).shape[2:]
         n = len(first)
-        cell = 9.0 / n
-        fig = figure(10.2, cell * height / width * len(shown) + 0.5)
+        cell = 9.0 / max(n, 6)
+        fig = figure(cell * n + 1.2, cell * height / width * len(shown) + 0.5)
         for i, (name, images) in enumerate(shown.items()):
             ax = fig.add_subplot(len(shown), 1, i + 1)
             ax.imshow(grid([images], smallest=64), interpolation="nearest", aspect="auto")
@@ -122,18 +136,20 @@ def reconstructions(path: Path, rows: dict[str, Tensor], title: str) -> Path:
         n = min(8, len(first))
         fig = figure(11, 4.8)
         names = list(rows)
+        axes = fig.subplots(2, (n + 1) // 2, sharex=True, sharey=True, squeeze=False).flatten()
         for j in range(n):
-            ax = fig.add_subplot(2, (n + 1) // 2, j + 1)
+            ax = axes[j]
             for k, name in enumerate(names):
-                curve = rows[name][j].detach().float().cpu()
-                curve = curve.flatten(1)[0] if curve.dim() > 1 else curve
+                curve = _curve(rows[name][j])
                 style = "-" if k == 0 else "--"
                 ax.plot(curve.numpy(), style, color=("#8b93a3", "#d1495b", "#1b6ca8")[k % 3], linewidth=1.2, label=name)
-            plain_axes(ax)
+            plain_axes(ax, x=_axis_of(first.shape[1:]) if j >= (n + 1) // 2 else "")
             ax.tick_params(labelsize=7)
+        for ax in axes[n:]:
+            ax.set_visible(False)
         handles, labels = fig.axes[0].get_legend_handles_labels()
         fig.legend(handles, labels, loc="outside upper right", ncols=3, frameon=False, fontsize=9)
-        fig.suptitle(title, x=0.01, ha="left", color=INK, fontsize=11)
+        fig.suptitle(title + _shown_of(first.shape[1:]), x=0.01, ha="left", color=INK, fontsize=11)
     fig.savefig(path, dpi=130, facecolor="white")
     return path
 
@@ -145,33 +161,56 @@ def samples(path: Path, x: Tensor, like: Tensor, across: int = 8) -> Path:
         grid(list(shown.split(across))).save(path)
         return path
     fig = figure(11, 4.8)
-    for j, curve in enumerate(x[:8].detach().float().cpu()):
-        ax = fig.add_subplot(2, 4, j + 1)
-        ax.plot((curve.flatten(1)[0] if curve.dim() > 1 else curve).numpy(), color="#1b6ca8", linewidth=1.2)
-        plain_axes(ax)
+    axes = fig.subplots(2, 4, sharex=True, sharey=True).flatten()
+    for ax, sample in zip(axes, x):
+        ax.plot(_curve(sample).numpy(), color="#1b6ca8", linewidth=1.2)
+        plain_axes(ax, x=_axis_of(x.shape[1:]) if ax in axes[4:] else "")
         ax.tick_params(labelsize=7)
+    for ax in axes[len(x) :]:
+        ax.set_visible(False)
+    title = f"{min(8, len(x))} of {len(x)} samples" if len(x) > 8 else f"{len(x)} samples"
+    fig.suptitle(title + _shown_of(x.shape[1:]), x=0.01, ha="left", color=INK, fontsize=11)
     fig.savefig(path, dpi=130, facecolor="white")
     return path
 
 
 def curves(path: Path, rows: Sequence[dict[str, Any]], units: str) -> Path:
-    """The loss and each of its terms over the epochs, training beside validation."""
+    """The loss and each of its terms over the epochs, training beside validation; stages of training are set apart.
+
+    Where the first epoch lies far from the others, the axis shows the others."""
     skip = {"epoch", "step", "lr", "samples_per_s", "stage"}
     names = [k for k in rows[-1] if k not in skip and not k.startswith("val_")]
     if len(names) == 2 and "loss" in names and "recon" in names:
         names = ["loss"]  # the only term is the loss
     down = 1 if len(names) <= 2 else 2
     across = math.ceil(len(names) / down)
-    fig = figure(4.6 * across, 3.1 * down)
+    stages = list(dict.fromkeys(r.get("stage", "") for r in rows))
+    per_epoch = max(1, max(r["step"] / r["epoch"] for r in rows))
+    fig = figure(max(5.4, 4.6 * across), 3.1 * down)
     for i, name in enumerate(names):
         ax = fig.add_subplot(down, across, i + 1)
+        last: list[float] = []
         for key, label, colour in ((name, "training", "#8b93a3"), (f"val_{name}", "validation", "#1b6ca8")):
-            points = [(r["epoch"], r[key]) for r in rows if key in r]
-            if points:
-                ax.plot(
-                    *zip(*points), color=colour, label=label, marker="o" if len(points) < 15 else None, markersize=3
-                )
+            for stage in stages:
+                part = [(r["step"] / per_epoch, r[key]) for r in rows if key in r and r.get("stage", "") == stage]
+                if part:
+                    marker = "o" if len(part) < 15 else None
+                    ax.plot(*zip(*part), color=colour, label=label, marker=marker, markersize=3)
+                    label = "_more of the same"
+                    last += [y for _, y in part[1:]] if stage == stages[-1] and len(part) > 5 else []
+        if len(last) > 4 and len(stages) == 1:
+            gap = 0.08 * (max(last) - min(last) or 1.0)
+            ax.set_ylim(min(last) - gap, max(last) + gap)
+        for stage, following in zip(stages, stages[1:]):
+            edge = max(r["step"] for r in rows if r.get("stage", "") == stage) / per_epoch
+            ax.axvline(edge, color=GRID, linewidth=1.2)
+            ax.annotate(following, (edge, 1.0), xycoords=("data", "axes fraction"), xytext=(2, -2), fontsize=6, color=INK,
+                        textcoords="offset points", va="top", rotation=90)  # fmt: skip
         plain_axes(ax, name, "epoch", units if name != "l1" else "")
+        if len(stages) > 1:
+            ax.set_yscale("symlog" if any(r.get(name, 1) <= 0 for r in rows) else "log")
+        if len(rows) == 1:
+            ax.set_xlim(0.5, 1.5)
         ax.xaxis.get_major_locator().set_params(integer=True)
         if i == 0:
             ax.legend(frameon=False, fontsize=9)

@@ -44,6 +44,9 @@ class Source:
     def __len__(self) -> int:
         raise TypeError(f"{type(self).__name__} does not define its length")
 
+    def __repr__(self) -> str:
+        return f"<{len(self):,} samples of {self.description}, shape {self.shape}>"
+
     def batches(
         self, plan: Sequence[Tensor], device: torch.device, dtype: torch.dtype = torch.float32, seed: int = 0
     ) -> Iterator[Batch]:

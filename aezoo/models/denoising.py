@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import functional as fn
 from ..backbones import Blocks
-from ..base import AELoss, BaseAE, Spec, Stage
+from ..base import AELoss, BaseAE, Spec, Stage, number
 from ..registry import register
 
 
@@ -45,13 +45,11 @@ class StackedDenoisingAE(DenoisingAE):
 
     def __init__(self, input_shape: Sequence[int], latent_dim: int = 128, *, pretrain: float = 0.5, **base: Any):
         super().__init__(input_shape, latent_dim, **base)
-        if not (isinstance(pretrain, (int, float)) and 0 <= pretrain < 1):
-            raise ValueError(f"pretrain={pretrain!r} must be a number in [0, 1)")
+        self.pretrain = number("pretrain", pretrain, "a number in [0, 1)", lambda v: 0 <= v < 1)
         if not isinstance(self.encoder, Blocks) or not isinstance(self.decoder, Blocks):
             raise ValueError(
                 f"stacked_denoising_ae needs a backbone of mirrored blocks, and {self.backbone.name!r} has none"
             )
-        self.pretrain = pretrain
         self.num_layers = len(self.encoder)
         self.stage = self.num_layers  # the whole stack, unless the loop says otherwise
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import functional as fn
-from ..base import BaseAE, Terms
+from ..base import BaseAE, Terms, count, number, positive
 from ..registry import choice, register
 
 ALIVE = 0.1  # added before the ReLU, so that no latent starts dead; the encoder's bias can undo it
@@ -50,12 +50,9 @@ class SparseAE(BaseAE):
     ):
         super().__init__(input_shape, latent_dim, **base)
         self.penalty = choice("penalty", penalty, ["l1", "kl"])
-        self.weight = {"l1": 1e-4, "kl": 1e-3}[penalty] if weight is None else weight
-        if not (isinstance(self.weight, (int, float)) and 0 <= self.weight < math.inf):
-            raise ValueError(f"weight={weight!r} must be a number of at least 0")
-        if not (isinstance(rho, (int, float)) and 0 < rho < 1):
-            raise ValueError(f"rho={rho!r} must be a number between 0 and 1")
-        self.rho = rho
+        weight = {"l1": 1e-4, "kl": 1e-3}[penalty] if weight is None else weight
+        self.weight = number("weight", weight, "a number of at least 0", lambda v: 0 <= v < math.inf)
+        self.rho = number("rho", rho, "a number between 0 and 1", lambda v: 0 < v < 1)
         if penalty == "kl":
             self.register_buffer("activity", torch.zeros(self.latent_dim))  # not yet bias-corrected
             self.register_buffer("activity_weight", torch.zeros(()))
@@ -108,13 +105,10 @@ class KSparseAE(BaseAE):
     ):
         super().__init__(input_shape, latent_dim, **base)
         k = max(1, self.latent_dim // 8) if k is None else k
-        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= self.latent_dim:
+        if positive("k", k) > self.latent_dim:
             raise ValueError(f"k={k!r} must be an integer from 1 to latent_dim={self.latent_dim}")
-        if not (isinstance(alpha, (int, float)) and alpha >= 1):
-            raise ValueError(f"alpha={alpha!r} must be a number of at least 1")
-        if not isinstance(anneal, int) or anneal < 0:
-            raise ValueError(f"anneal={anneal!r} must be a number of steps, an integer of at least 0")
-        self.k, self.anneal = k, anneal
+        alpha = number("alpha", alpha, "a number of at least 1", lambda v: 1 <= v < math.inf)
+        self.k, self.anneal = int(k), count("anneal", anneal)
         self.k_eval = min(self.latent_dim, round(alpha * k))
         self.register_buffer("num_steps", torch.zeros((), dtype=torch.long))
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import functional as fn
-from ..base import AEOutput, BaseAE, Spec, Terms, positive
+from ..base import AEOutput, BaseAE, Spec, Terms, count, number, positive
 from ..priors import StandardNormal
 from ..registry import register
 
@@ -54,11 +54,8 @@ class VAE(BaseAE):
     ):
         super().__init__(input_shape, latent_dim, likelihood=likelihood, **base)
         self.prior = StandardNormal()
-        if not (isinstance(beta, (int, float)) and 0 <= beta < math.inf):
-            raise ValueError(f"beta={beta!r} must be a number of at least 0")
-        if not isinstance(kl_warmup, int) or kl_warmup < 0:
-            raise ValueError(f"kl_warmup={kl_warmup!r} must be a number of steps, an integer of at least 0")
-        self.beta, self.kl_warmup = float(beta), kl_warmup
+        self.beta = number("beta", beta, "a number of at least 0", lambda v: 0 <= v < math.inf)
+        self.kl_warmup = count("kl_warmup", kl_warmup)
         self.register_buffer("num_steps", torch.zeros((), dtype=torch.long))
 
     def posterior(self, h: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from ..base import AELoss, BaseAE
 from ..data import Source, load_data
 from ..randomness import batches_of, forked_rng, mix_seed, set_seed
 from ..registry import plain
-from .arguments import check_arguments
+from .arguments import check_arguments, notes
 from .average import Average
 from .hardware import Hardware, decide
 from .interrupts import Interrupts
@@ -98,6 +98,8 @@ def fit(
         raise ValueError("resume=True needs out=, the folder of the run to go on with")
     with forked_rng(hardware.device):
         source = load_data(data).reshaped(model.input_shape)
+        if out is not None:
+            model.saved_config()  # a model that cannot be saved is found out before the folder is made
         run = RunFolder(out, resume) if out is not None else None
         trainer = _Trainer(model, source, asked, hardware, run, Progress(progress))
         trainer.prepare(resume)
@@ -146,18 +148,13 @@ class _Trainer:
             known = getattr(torch.optim, asked["optimizer"].__name__, None) is asked["optimizer"]
             self.replay = self.replay if known else None
         self.written = {**asked, "val": val, "optimizer": getattr(asked["optimizer"], "__name__", asked["optimizer"])}
+        self.defaults = {k: p.default for k, p in inspect.signature(fit).parameters.items()}
         self.description = source.description
         self.original = source
         self.source = source.to(hardware.device)
+        for note in notes(model, source, asked):
+            bar.say(f"note: {note}")
         self.val = self.val.to(hardware.device) if self.val is not None else None
-        if model.likelihood.name == "bernoulli" and source.binarize == "none":
-            grey = source.peek(16, torch.device("cpu")).x
-            if bool(((grey > 0) & (grey < 1)).any()):
-                bar.say(
-                    "note: likelihood 'bernoulli' on grey values is no density; for a true likelihood load the data with "
-                    "binarize='dynamic', or take 'continuous_bernoulli'"
-                )
-
         count = len(self.source)
         if self.source.ordered and asked["batch_size"] is not None and asked["batch_size"] > count:
             raise ValueError(
@@ -189,7 +186,8 @@ class _Trainer:
             self.restore(*saved)
         loss = torch.compile(self.model.loss) if self.hardware.compile else self.model.loss
         self.loss: Callable[[Tensor], AELoss] = loss
-        if self.run is not None:
+        self.began_at = self.step
+        if self.run is not None and (saved is None or self.step < self.total):
             self.run.write_config(self.config())
             self.run.write_rows(self.rows)
 
@@ -281,18 +279,19 @@ class _Trainer:
             if isinstance(getattr(self.source, "x", None), Tensor):
                 order = order.to(self.source.x.device)  # type: ignore[attr-defined]
             plan = batches_of(order, self.batch_size)[done * accumulate :]
-        set_seed(mix_seed(self.seed, epoch, 2), self.hardware.device)  # for a loader of the user's own that shuffles
         batches = iter(self.source.batches(plan, self.hardware.device, self.dtype, mix_seed(self.seed, epoch, 3)))
-        if not self.source.ordered:
-            for _ in range(done * accumulate):  # a loader of the user's own: what was seen is passed over
-                next(batches, None)
-        self.seed_step()
+        if not self.source.ordered:  # a loader of the user's own: what was seen is drawn again, and passed over
+            for earlier in range(done):
+                self.seed_step(epoch * self.per_epoch + earlier)
+                for _ in range(accumulate):
+                    next(batches, None)
+        self.seed_step(self.step)
         while window := [b for _, b in zip(range(accumulate), batches)]:
             yield window
-            self.seed_step()
+            self.seed_step(self.step)
 
-    def seed_step(self) -> None:
-        set_seed(mix_seed(self.seed, self.step, 1), self.hardware.device)
+    def seed_step(self, step: int) -> None:
+        set_seed(mix_seed(self.seed, step, 1), self.hardware.device)
 
     def one_step(self, window: list[Any]) -> None:
         """schedule, loss, backward, clip, step, after_step."""
@@ -469,9 +468,9 @@ class _Trainer:
         if state["model"]["model"] != now["model"] or state["model"]["args"] != now["args"]:
             changed = [k for k in now["args"] if state["model"]["args"].get(k) != now["args"][k]]
             what = ", ".join(f"{k}={state['model']['args'].get(k)!r} there, {now['args'][k]!r} here" for k in changed)
+            names = f"a {state['model']['model']!r} there, a {now['model']!r} here"
             raise ValueError(
-                f"{self.run.path} is a run of {state['model']['model']!r}, not of this {now['model']!r}"
-                + (f": {what}" if what else "")
+                f"{self.run.path} cannot go on with another model: {what if changed and state['model']['model'] == now['model'] else names}"
             )
 
         there, here = state["fixed"], self.fixed()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from .run import RunFolder
 
 REFRESH = 1.0  # seconds between looks at the loss, each of which waits for the device
 LINES = 5.0  # seconds between plain lines
+LONG_EPOCH = 15.0  # seconds after which a plain line comes in the middle of an epoch
 
 
 class Watched(Protocol):
@@ -29,6 +31,9 @@ class Watched(Protocol):
     description: str
     replay: dict[str, Any] | None
     step: int
+    began_at: int
+    written: dict[str, Any]
+    defaults: dict[str, Any]
     total: int
     per_epoch: int
     batch_size: int
@@ -62,7 +67,13 @@ class Progress:
             f"{len(trainer.source):,} samples of {trainer.description}{held} | {trainer.total:,} steps of "
             f"{trainer.batch_size * trainer.asked['accumulate']}"
         )
-        if trainer.step:
+        if settings := _settings(trainer):
+            self.say(settings)
+        if trainer.step >= trainer.total:
+            self.say(
+                f"nothing left to do: the run is at step {trainer.step:,} of {trainer.total:,}; raise epochs or steps to go on"
+            )
+        elif trainer.step:
             self.say(f"resuming at step {trainer.step:,}")
         if sys.stderr.isatty():
             from tqdm import tqdm
@@ -78,7 +89,14 @@ class Progress:
             )
 
     def step(self, trainer: Watched) -> None:
+        if not self.on:
+            return
         if self.bar is None:
+            now = time.perf_counter()
+            if now - self.printed > LONG_EPOCH:
+                self.printed = now
+                loss = trainer.means().get("loss", float("nan"))
+                self.say(f"step {trainer.step:,}/{trainer.total:,}  loss {loss:.5g}")
             return
         self.bar.update(trainer.batch_size * trainer.asked["accumulate"])
         now = time.perf_counter()
@@ -123,8 +141,12 @@ class Progress:
         units = result.model.units
         if best:
             self.say(
-                f"{result.stopped}: best {what} {best[what]:.5g} ({units}) in epoch {best['epoch']}; "
-                f"{result.seconds:.1f} s, {result.samples_per_s:,.0f} images/s"
+                f"{result.stopped}: best {what} {best[what]:.5g} ({units}) in epoch {best['epoch']}"
+                + (
+                    f"; {result.seconds:.1f} s, {result.samples_per_s:,.0f} images/s"
+                    if trainer.step > trainer.began_at
+                    else ""
+                )
             )
         if result.out is not None:
             if pictures:
@@ -132,6 +154,22 @@ class Progress:
             self.say(f"load:     model = aezoo.from_pretrained({str(result.out)!r})")
             done = result.history[-1]["epoch"] if result.history else 0
             self.say(f"resume:   {resume_line(trainer, done + 10)}")
+
+
+def _settings(trainer: Watched) -> str:
+    """Every keyword of the model and of `fit` that is not its default."""
+    signature = inspect.signature(type(trainer.model)).parameters
+    parts = []
+    for title, given, defaults in (
+        (trainer.model.name, trainer.model.config, {k: p.default for k, p in signature.items()}),
+        ("train", trainer.written, trainer.defaults),
+    ):
+        changed = [
+            f"{k}={v!r}" for k, v in given.items() if k not in ("input_shape", "latent_dim") and v != defaults[k]
+        ]
+        if changed:
+            parts.append(f"{title}: {', '.join(changed)}")
+    return " | ".join(parts)
 
 
 def resume_line(trainer: Watched, epochs: int | None = None) -> str:

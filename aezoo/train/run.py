@@ -43,7 +43,7 @@ class RunFolder:
         if self.has_state and not resume:
             step = self.read_state()[0]["step"]
             raise ValueError(
-                f"out={str(path)!r} already holds a run (at step {step}); pass resume=True to go on with it, or choose another folder"
+                f"out={str(path)!r} already holds a run (at step {step}); pass resume=True (aezoo train --resume {path}) to go on with it, or choose another folder"
             )
 
     @property
