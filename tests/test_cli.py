@@ -186,6 +186,56 @@ def test_validation_data_by_name_survives_resuming(tmp_path):
     assert len((tmp_path / "r" / "metrics.jsonl").read_text().splitlines()) == 3
 
 
+def test_a_model_name_is_a_recipe_of_the_models_own_defaults(tmp_path):
+    main(["train", "vae", "--data", "digits", "--data.limit", "100", "--train.steps", "1", "--train.progress", "false"])
+    main(
+        [
+            "train",
+            "--model",
+            "vae",
+            "--data",
+            "digits",
+            "--data.limit",
+            "100",
+            "--train.steps",
+            "1",
+            "--train.progress",
+            "false",
+        ]
+    )
+    for name in ("vae-digits", "vae-digits-2"):
+        model = aezoo.from_pretrained(tmp_path / "runs" / name)
+        assert (model.latent_dim, model.beta, model.config["backbone"]) == (32, 1.0, "mlp")
+
+
+def test_evaluate_fits_a_folder_of_pictures_to_the_model(run, tmp_path, capsys):
+    for i, shape in enumerate([(8, 8), (20, 31), (9, 50)]):
+        png(tmp_path / "mixed" / f"{i}.png", shape)
+    main(["evaluate", "runs/r", "--data", "mixed"])
+    main(["evaluate", "runs/r", "--data", "digits", "--data.split", "test", "--data.limit=20"])
+    out = capsys.readouterr().out
+    assert "samples                      3" in out and "samples                     20" in out
+    assert "Did you mean 'limit'" in fails(capsys, "evaluate", "runs/r", "--data", "digits", "--data.limt", "3")
+
+
+def test_samples_that_are_no_pictures_are_written_as_an_array(tmp_path, capsys):
+    np.save("x.npy", np.random.default_rng(0).random((50, 4)).astype(np.float32))
+    main(["train", "vae", "--data", "x.npy", "--train.steps", "2", "--train.progress", "false", "--out", "t"])
+    main(["sample", "t", "-n", "20", "--out", "new"])
+    assert np.load("new.npy").shape == (20, 4) and (tmp_path / "new.png").is_file()
+
+
+def test_list_finds_parts_of_names(capsys):
+    main(["list", "sparse"])
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["k_sparse_ae", "sparse_ae"]
+
+
+def test_nothing_left_to_do(run, tmp_path, capsys):
+    before = (run / "config.yaml").read_text()
+    main(["train", "--resume", "runs/r", "--train.progress", "true"])
+    assert "nothing left to do" in capsys.readouterr().out and (run / "config.yaml").read_text() == before
+
+
 def test_module_and_script():
     for command in ([sys.executable, "-m", "aezoo"],):
         done = subprocess.run([*command, "tran"], capture_output=True, text=True)

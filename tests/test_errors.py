@@ -143,3 +143,8 @@ def test_half_precision_models_run():
         model = aezoo.create_model(name, input_shape=(6,), latent_dim=4).to(torch.bfloat16)
         loss = model.loss(torch.rand(4, 6, dtype=torch.bfloat16))
         assert loss.total.dtype == torch.float32 and torch.isfinite(loss.total)
+
+
+def test_series_with_the_axes_the_other_way_round_are_not_told_to_reshape():
+    with pytest.raises(ValueError, match=r"x.transpose\(1, 2\)"):
+        aezoo.create_model("conv_ae", input_shape=(4, 128))(torch.zeros(2, 128, 4))

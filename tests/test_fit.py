@@ -224,6 +224,29 @@ def test_resume_is_exact_with_random_transforms_and_shuffling_loaders(tmp_path, 
     assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), parts.model.parameters()))
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "more", "note"),
+    [
+        ("conv_ae", torch.rand(8, 16, 16, 3), {}, "channels last"),
+        ("conv_ae", torch.rand(8, 28, 28), {}, "input_shape=(1, 28, 28)"),
+        (
+            "ae",
+            torch.utils.data.DataLoader(torch.rand(8, 5), batch_size=4),
+            {"batch_size": 2},
+            "brings its own batches",
+        ),
+        ("vae", torch.rand(8, 5), {}, "no density"),
+    ],
+)
+def test_notes_on_what_is_probably_not_meant(name, data, more, note, capsys):
+    shape = data.shape[1:] if isinstance(data, torch.Tensor) else (5,)
+    keywords = {"likelihood": "bernoulli"} if name == "vae" else {}
+    model = aezoo.create_model(name, input_shape=tuple(shape), latent_dim=2, **keywords)
+    aezoo.fit(model, data, steps=1, device="cpu", **more)
+    out = capsys.readouterr().out
+    assert note in out and out.count("note:") == 1
+
+
 def test_random_transforms_differ_between_epochs_and_not_with_the_number_of_workers():
     sources = [aezoo.load_data(Jittered(), workers=w) for w in (0, 1, 2)]
     plan = list(torch.arange(40).split(8))
