@@ -372,7 +372,9 @@ class _Trainer:
             row["stage"] = self.stages[self.model.stage].name
         row |= {"lr": self.used_lr, **means, "samples_per_s": round(self.timed_samples / seconds, 1)}
         if self.val is not None:
-            row |= {f"val_{k}": v for k, v in self.validate().items()}
+            held_out = {f"val_{k}": v for k, v in self.validate().items()}
+            self.check_finite(held_out)
+            row |= held_out
         return row
 
     def validate(self) -> dict[str, float]:
