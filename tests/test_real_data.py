@@ -23,7 +23,7 @@ def train(name, **changes):
 @pytest.mark.slow
 @pytest.mark.parametrize(("data", "pca"), [("mnist", 0.016828), ("fashion_mnist", 0.015142)])
 def test_linear_ae_reaches_the_optimum_of_pca(data, pca):
-    _, figures = train("linear_ae_mnist", data=data, train__batch_size=256)
+    _, figures = train("linear_ae_mnist", data=data)
     print(f"linear_ae, 32 latents, {data}: test MSE {figures['mse']['mean']:.6f}, PCA {pca}")
     assert figures["mse"]["mean"] <= 1.01 * pca
 
