@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,13 +43,15 @@ def parse(parser: Any, argv: Sequence[str]) -> Any:
             raise ValueError(" ".join(text.split()) + (nearest(flag[1].split("=")[0], known) if flag else "")) from None
         values = [v.split("=", 1)[1] for v in argv if v.startswith(f"--{key[1]}=")]
         kind = next((getattr(a, "_typehint", a.type) for a in parser._actions if a.dest == key[1]), None)
-        takes = _words(kind).replace(" | None", "")
+        takes = _words(kind)
         given = f"={values[-1]}" if values else ""
         raise ValueError(f"--{key[1]}{given} is not valid; it takes {takes}") from None
 
 
 def _words(annotation: Any) -> str:
-    """A type as a reader would write it."""
+    """A type as a reader would write it; None among several is left out."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return " | ".join(_words(a) for a in typing.get_args(annotation) if a is not type(None))
     if isinstance(annotation, type) and not typing.get_args(annotation):
         return annotation.__name__
     return re.sub(r"\b(typing|collections\.abc|torch|pathlib(\._local)?)\.", "", str(annotation))

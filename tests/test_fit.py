@@ -410,7 +410,7 @@ def test_nothing_is_saved_of_a_loss_that_is_not_finite(images, tmp_path):
         ({"seed": -1}, "seed=-1"),
         ({"warmup": -1}, "warmup=-1"),
         ({"optimizer": "lbfgs"}, "several times a step"),
-        ({"optimizer": "muon"}, "matrices only"),
+        ({"optimizer": "sparseadam"}, "sparse gradients only"),
     ],
 )
 def test_arguments_out_of_range(images, arguments, message):

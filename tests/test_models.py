@@ -200,7 +200,7 @@ def test_the_penalties_make_codes_sparse():
             model = aezoo.create_model("sparse_ae", input_shape=(1, 12, 12), latent_dim=32, penalty=penalty, weight=weight,
                                        backbone="mlp(widths=(64,))")  # fmt: skip
             fit(model, x, epochs=30, batch_size=32)
-            activity.append(float(model.encode(x).mean()))
+            activity.append(float(model.encode(x).detach().mean()))
         assert activity[1] < 0.5 * activity[0], penalty
 
 
