@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import aezoo
+
 
 def pytest_addoption(parser):
     parser.addoption(
@@ -39,3 +41,13 @@ def make_images(n, size=12, seed=0):
     cx, cy, w = torch.rand(3, n, 1, 1, generator=g).unbind(0)
     blob = torch.exp(-((t[None, :, None] - cx + 0.5) ** 2 + (t[None, None] - cy + 0.5) ** 2) / (0.1 + 0.4 * w))
     return blob[:, None], (cx[:, 0, 0] > 0.5).long()
+
+
+def model_of(name="vae", **more):
+    """A small model with the same weights at every call."""
+    torch.manual_seed(3)
+    return aezoo.create_model(name, input_shape=(1, 12, 12), latent_dim=4, backbone="mlp(widths=(32,))", **more)
+
+
+def fit(model, data, **more):
+    return aezoo.fit(model, data, **{"progress": False, "batch_size": 16, "device": "cpu", **more})

@@ -1,25 +1,13 @@
 """The loop."""
 
-import json
 import math
-import signal
-import threading
 
 import pytest
 import torch
-from conftest import make_images
+from conftest import fit, make_images, model_of
 
 import aezoo
 from aezoo.train.optim import lr_factor
-
-
-def model_of(name="vae", **more):
-    torch.manual_seed(3)
-    return aezoo.create_model(name, input_shape=(1, 12, 12), latent_dim=4, backbone="mlp(widths=(32,))", **more)
-
-
-def fit(model, data, **more):
-    return aezoo.fit(model, data, **{"progress": False, "batch_size": 16, "device": "cpu", **more})
 
 
 def test_history_and_result(images):
@@ -421,137 +409,6 @@ def test_arguments_out_of_range(images, arguments, message):
 def test_model_must_be_one(images):
     with pytest.raises(TypeError, match="must be a BaseAE"):
         fit(torch.nn.Linear(2, 2), images)
-
-
-# --------------------------------------------------------------------------------------------------- run folder, resume
-
-
-def everything(folder):
-    from aezoo.storage import read_tensors
-
-    tensors, metadata = read_tensors(folder / "last" / "state.safetensors")
-    state = json.loads(metadata["state"])
-    for row in [*state["rows"], state["best_row"]]:
-        row.pop("samples_per_s", None)
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    for row in rows:
-        row.pop("samples_per_s")
-    return tensors, state, rows, read_tensors(folder / "model.safetensors")[0]
-
-
-@pytest.mark.parametrize("name", ["vae", "k_sparse_ae", "sparse_ae", "denoising_ae", "stacked_denoising_ae"])
-@pytest.mark.parametrize("stop", [5, 8, 9])
-def test_resume_is_exact_to_the_bit(images, tmp_path, name, stop):
-    """Stopped in the middle of an epoch, or at its end, and resumed: weights, optimiser, average, rows and best are equal."""
-
-    def run(out, **more):
-        extra = {"k_sparse_ae": {"anneal": 12}, "sparse_ae": {"penalty": "kl"}, "vae": {"kl_warmup": 9}}.get(name, {})
-        model = model_of(name, corruption="masking", **extra)
-        return fit(
-            model, images, out=out, epochs=5, val=0.25, ema=0.9, schedule="cosine", accumulate=2, batch_size=9, **more
-        )
-
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    run(whole)
-
-    class Killed(Exception):
-        pass
-
-    from aezoo.train import loop
-
-    original = loop._Trainer.one_step
-
-    def dies(self, window):
-        if self.step == stop:
-            raise Killed
-        original(self, window)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop._Trainer, "one_step", dies)
-        with pytest.raises(Killed):
-            run(parts, checkpoint_every=stop)
-    run(parts, resume=True)
-    for a, b in zip(everything(whole), everything(parts)):
-        if isinstance(a, dict) and all(isinstance(v, torch.Tensor) for v in a.values()):
-            assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-        else:
-            assert a == b
-
-
-def test_run_folder(images, tmp_path, capsys):
-    out = tmp_path / "run"
-    result = aezoo.fit(model_of(), images, epochs=2, val=0.2, out=out, device="cpu")
-    names = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
-    pictures = {f"pictures/{n}.png" for n in ("reconstructions", "samples", "curves", "latent")}
-    assert names == {"config.yaml", "config.json", "model.safetensors", "metrics.jsonl", "last/config.json", "last/model.safetensors",
-                     "last/state.safetensors"} | pictures  # fmt: skip
-    said = capsys.readouterr().out
-    assert (
-        "device cpu (as asked)" in said
-        and "images/s" in said
-        and f"from_pretrained({str(out)!r})" in said
-        and "resume" in said
-    )
-    again = aezoo.from_pretrained(out)
-    assert torch.equal(again.reconstruct(images[0]), result.model.reconstruct(images[0]))
-    assert aezoo.from_pretrained(out / "last").name == "vae"
-    assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
-
-
-def test_going_on_for_longer(images, tmp_path):
-    fit(model_of("ae"), images, epochs=2, out=tmp_path)
-    result = fit(model_of("ae"), images, epochs=4, out=tmp_path, resume=True)
-    whole = fit(model_of("ae"), images, epochs=4)
-    assert [r["loss"] for r in result.history] == [r["loss"] for r in whole.history]
-    assert fit(model_of("ae"), images, epochs=4, out=tmp_path, resume=True).history == result.history
-
-
-def test_a_folder_with_a_run_is_not_overwritten(images, tmp_path):
-    fit(model_of("ae"), images, epochs=1, out=tmp_path)
-    with pytest.raises(ValueError, match=r"already holds a run \(at step 4\); pass resume=True"):
-        fit(model_of("ae"), images, epochs=1, out=tmp_path)
-    with pytest.raises(ValueError, match=r"cannot go on with another model: a 'ae' there, a 'vae' here"):
-        fit(model_of("vae"), images, epochs=2, out=tmp_path, resume=True)
-    for change, message in [
-        ({"batch_size": 8}, "batch_size=16 there, 8 here"),
-        ({"optimizer": "sgd"}, "optimizer='adam' there, 'sgd' here"),
-        ({"seed": 5}, "seed=0 there, 5 here"),
-        ({"val": 0.5}, "val=None there, 0.5 here"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            fit(model_of("ae"), images, **{"epochs": 2, "out": tmp_path, "resume": True, **change})
-    with pytest.raises(ValueError, match="needs out="):
-        fit(model_of("ae"), images, epochs=2, resume=True)
-    with pytest.raises(ValueError, match="damaged"):
-        state = tmp_path / "last" / "state.safetensors"
-        state.write_bytes(state.read_bytes()[:-100])
-        fit(model_of("ae"), images, epochs=2, out=tmp_path, resume=True)
-
-
-def test_an_output_folder_that_cannot_be_written_is_found_before_the_first_step(images, tmp_path):
-    (tmp_path / "file").write_text("")
-    calls = []
-    with pytest.raises(ValueError, match="cannot write to out="):
-        fit(model_of("ae"), images, out=tmp_path / "file" / "run", callbacks=[calls.append])
-    assert not calls
-
-
-@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
-def test_a_signal_saves_a_whole_step_and_says_how_to_go_on(images, tmp_path, capsys, number, error):
-    def interrupt(row):
-        if row["epoch"] == 2:
-            threading.Timer(0.02, signal.raise_signal, [number]).start()
-
-    with pytest.raises(error):
-        aezoo.fit(
-            model_of("ae"), images, epochs=10**5, batch_size=16, out=tmp_path, callbacks=[interrupt], device="cpu"
-        )
-    assert "To go on" in capsys.readouterr().out
-    step = everything(tmp_path)[1]["step"]
-    assert step >= 8
-    result = fit(model_of("ae"), images, steps=step + 3, out=tmp_path, resume=True)
-    whole = fit(model_of("ae"), images, steps=step + 3)
-    assert all(torch.equal(a, b) for a, b in zip(result.model.parameters(), whole.model.parameters()))
 
 
 def test_kl_warmup_counts_steps_and_validation_uses_the_full_weight(images):
