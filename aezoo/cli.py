@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from . import recipes
+from .cli_find import built, command_convert, command_find_batch, command_find_lr
+from .cli_prior import command_fit_prior
+from .cli_zoo import command_zoo
 from .flags import command_parser, data_options, describe, parse, run_file, train_config, train_help
-from .randomness import checked_seed
 from .registry import MODELS, create_model, list_models, nearest, signature
+from .sweep import command_sweep
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -131,9 +134,6 @@ def command_info(argv: Sequence[str]) -> None:
 
 def command_train(argv: Sequence[str]) -> None:
     """Train a model: aezoo train [RECIPE|FILE.yaml] [--model.latent_dim 32 --train.epochs 3 --data PATH ...]"""
-    import torch
-
-    from .data import load_data
     from .train import fit
 
     argv = list(argv)
@@ -141,21 +141,7 @@ def command_train(argv: Sequence[str]) -> None:
         print(train_help(argv))
         return
     config, name, resume = train_config(argv)
-    source = load_data(config["data"]) if config["data"].get("source") is not None else None
-    if source is None:
-        raise ValueError(
-            "no data: pass --data with a folder, a file or a registered name"
-            + (
-                " (this run's data was given in Python: resume it there with aezoo.fit(..., resume=True))"
-                if resume
-                else ""
-            )
-        )
-    torch.manual_seed(checked_seed(config["train"]["seed"]))
-    model_options = dict(config["model"])
-    kind = model_options.pop("name")
-    shape = model_options.pop("input_shape", None) or source.shape
-    model = create_model(kind, input_shape=shape, **model_options)
+    model, source = built(config, resume)
     train = dict(config["train"])
     train["out"] = train["out"] or _fresh(Path("runs") / name)
     fit(model, source, resume=resume, **train)
@@ -277,7 +263,7 @@ def command_reconstruct(argv: Sequence[str]) -> None:
             y = torch.cat([model.reconstruct(part) for part in x.split(256)])
             for target, image in zip(targets, y):
                 save_image(image, target)
-            error = (y - x).square().mean()
+            error = (y - x).square().nanmean()
             reconstructions(
                 out / "comparison.png",
                 {"input": x[:10], "output": y[:10]},
@@ -290,11 +276,11 @@ def command_reconstruct(argv: Sequence[str]) -> None:
             import numpy as np
 
             source = load_data(path).reshaped(shape)
-            source.check(model.likelihood.support)
+            source.check(model.likelihood.support, model.accepts_missing)
             x = source.peek(len(source), torch.device("cpu"), next(model.parameters()).dtype).x
             y = torch.cat([model.reconstruct(part) for part in x.split(256)])
             np.save(out / f"{path.stem}.npy", y.numpy())
-            print(f"{out / f'{path.stem}.npy'}: {len(y)} samples, mean squared error {(y - x).square().mean():.4g}")
+            print(f"{out / f'{path.stem}.npy'}: {len(y)} samples, mean squared error {(y - x).square().nanmean():.4g}")
 
 
 def _targets(out: Path, pictures: Sequence[Path]) -> list[Path]:
@@ -349,9 +335,15 @@ def command_sample(argv: Sequence[str]) -> None:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "list": command_list,
+    "zoo": command_zoo,
     "info": command_info,
     "train": command_train,
+    "sweep": command_sweep,
     "evaluate": command_evaluate,
     "reconstruct": command_reconstruct,
     "sample": command_sample,
+    "fit-prior": command_fit_prior,
+    "find-lr": command_find_lr,
+    "find-batch": command_find_batch,
+    "convert": command_convert,
 }

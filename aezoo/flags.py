@@ -19,6 +19,7 @@ from . import recipes
 from .registry import MODELS, belongs_to, list_models, nearest, signature
 
 DEFAULT_RECIPE = "fashion"
+BARE = {"profile": "train.profile", "dry_run": "train.dry_run"}  # flags that need no value and no section
 NOT_FLAGS = {"model": (), "data": ("source",), "train": ("model", "data", "callbacks", "resume")}
 
 
@@ -81,7 +82,7 @@ def _keys(section: str, model: str) -> dict[str, inspect.Parameter]:
 
 
 def _split_flags(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Positional words, and (flag, value) pairs; --model X, --data X and --out X are written out."""
+    """Positional words, and (flag, value) pairs; --model X, --data X, --out X, --profile and --dry_run are written out."""
     words, flags = [], []
     rest = list(argv)
     while rest:
@@ -91,13 +92,13 @@ def _split_flags(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]
             continue
         flag, equals, value = item[2:].partition("=")
         if not equals:
-            if not rest or rest[0].startswith("--"):
+            if not rest or rest[0].startswith("--") or (flag in BARE and rest[0].lower() not in ("true", "false")):
                 if flag in ("model", "data", "out", "resume"):
                     raise ValueError(f"--{flag} needs a value")
                 value = "true"
             else:
                 value = rest.pop(0)
-        flag = {"model": "model.name", "data": "data.source", "out": "train.out"}.get(flag, flag)
+        flag = {"model": "model.name", "data": "data.source", "out": "train.out", **BARE}.get(flag, flag)
         flags.append((flag, value))
     return words, flags
 
@@ -237,7 +238,7 @@ def train_help(argv: Sequence[str]) -> str:
     name = next((v for f, v in flags if f == "model.name"), None)
     name = name or recipes.read(words[0] if words else DEFAULT_RECIPE).get("model", {}).get("name", "vae")
     lines = [
-        "usage: aezoo train [RECIPE|FILE.yaml] [--model NAME] [--data SOURCE] [--out DIR] [--resume RUN] [--SECTION.KEY VALUE ...]",
+        "usage: aezoo train [RECIPE|FILE.yaml] [--model NAME] [--data SOURCE] [--out DIR] [--resume RUN] [--profile] [--dry_run] [--SECTION.KEY VALUE ...]",
         f"\nrecipes: {', '.join(recipes.names())} (default: {DEFAULT_RECIPE})",
     ]
     for section in recipes.SECTIONS:

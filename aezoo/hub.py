@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .base import FORMAT, BaseAE
+from .priors import PRIORS
 from .registry import MODELS, choice, create_model
 from .storage import read_json, read_tensors
 
@@ -41,6 +42,8 @@ def build(config: Any, where: str | Path) -> BaseAE:
     try:
         dtype = choice("dtype", config.get("dtype", "float32"), ["float64", "float32", "bfloat16", "float16"])
         model = create_model(config["model"], **config["args"])
+        if config.get("prior") is not None:  # one that `fit_prior` gave it
+            model.prior = PRIORS.build(config["prior"]).settled()
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from None
     return model.to(getattr(torch, dtype)).eval()

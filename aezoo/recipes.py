@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def read(text: str | Path) -> dict[str, dict[str, Any]]:
     import yaml
 
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_loader()) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(loaded, dict):
@@ -57,3 +58,15 @@ def read(text: str | Path) -> dict[str, dict[str, Any]]:
             raise ValueError(f"{path}: section {section!r} must hold 'key: value' lines; it holds {value!r}")
         config[section] = value
     return config
+
+
+def _loader() -> Any:
+    """YAML without objects; 1e-4 is a number, which YAML 1.1 reads as text."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    exponent = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", exponent, list("-+.0123456789"))
+    return Loader

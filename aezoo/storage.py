@@ -1,28 +1,73 @@
-"""Files that are never half-written and never executed: JSON and safetensors, each through a temporary file and a rename."""
+"""Files that are never half-written and never executed: JSON and safetensors.
+
+Each is written to a temporary file, which is synchronised to the disk and renamed; then the folder is synchronised, so that the
+name survives a loss of power, too.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+LARGEST_JSON = 64 * 2**20  # bytes; what is larger is no configuration
 
-def write_bytes(path: str | Path, data: bytes) -> None:
-    """Writes `path` whole or not at all: temporary file beside it, fsync, rename."""
-    path = Path(path)
+
+def _replace(path: Path, fill: Callable[[Path], None]) -> None:
+    """Writes `path` whole or not at all: `fill` writes a temporary file beside it."""
+    if path.is_symlink():
+        raise ValueError(f"{path} is a symbolic link; it is not written through")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
+        fill(temporary)
+        sync(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folders; a rename is in its journal
+    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Writes `path` whole or not at all."""
+
+    def fill(temporary: Path) -> None:
+        temporary.write_bytes(data)
+
+    _replace(Path(path), fill)
+
+
+def sha256(path: str | Path) -> str:
+    """Checksum of a file, read in blocks of 1 MiB."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while block := f.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+FINGERPRINT = 8  # samples that a fingerprint of the data looks at
+
+
+def fingerprint(x: Tensor) -> str:
+    """Short checksum of a tensor's values."""
+    return hashlib.sha256(x.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -31,6 +76,8 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def read_json(path: str | Path) -> Any:
     """Raises FileNotFoundError, or ValueError for a damaged file."""
+    if Path(path).stat().st_size > LARGEST_JSON:
+        raise ValueError(f"{path} has {Path(path).stat().st_size:,} bytes, too many for a configuration")
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -38,10 +85,27 @@ def read_json(path: str | Path) -> Any:
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    from safetensors.torch import save
+    """Writes a safetensors file; tensors that share memory are written each for itself."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
 
-    kept = {k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}
-    write_bytes(path, save(kept, {"format": "pt", **(metadata or {})}))
+    def fill(temporary: Path) -> None:
+        try:
+            save_file(kept, temporary, {"format": "pt", **(metadata or {})})
+        except SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]) if number else 5, str(error)) from None
+
+    kept: dict[str, Tensor] = {}
+    memory = set()
+    for name, v in tensors.items():
+        v = v.detach().to("cpu").contiguous()
+        whole = v.untyped_storage()
+        if whole.data_ptr() in memory or whole.nbytes() != v.nbytes:
+            v = v.clone()
+        memory.add(v.untyped_storage().data_ptr())
+        kept[name] = v
+    _replace(Path(path), fill)
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -57,7 +57,8 @@ def png(path, shape=(8, 8), value=None):
 def test_list_and_info(capsys):
     main(["list", "*vae"])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["beta_vae", "conv_vae", "vae"] and "1312.6114" in lines[2]
+    assert [line.split()[0] for line in lines] == aezoo.list_models("*vae")
+    assert any(line.startswith("vae ") and "1312.6114" in line for line in lines)
     for name in aezoo.list_models():
         main(["info", name, "--input_shape", "[1,8,8]"])
         out = capsys.readouterr().out

@@ -116,7 +116,7 @@ def test_saving_needs_a_registered_class(tmp_path):
 
 
 def test_list_models():
-    assert aezoo.list_models("*vae*") == ["beta_vae", "conv_vae", "vae"]
+    assert {"beta_vae", "conv_vae", "vae"} <= set(aezoo.list_models("*vae*")) and "ae" not in aezoo.list_models("*vae*")
     assert aezoo.list_models("nothing*") == [] and aezoo.list_models(pretrained=True) == []
     assert aezoo.list_models() == sorted(aezoo.list_models())
 

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from typing import Any
 
 
-class Interrupts:
-    """Inside the block the first signal is only noted, in `signal`; a second Ctrl-C interrupts at once."""
+class Stopped(Exception):
+    """The run was asked to stop, and is saved."""
 
-    def __init__(self) -> None:
+
+class Interrupts:
+    """Inside the block the first signal is only noted, in `signal`; a second Ctrl-C interrupts at once.
+
+    `several`: processes under torchrun, which passes every signal on: each comes twice, and once more when the first process has
+    left. There a Ctrl-C within 2 seconds is the same one, and after a signal the handlers stay, so that none cuts the end short."""
+
+    def __init__(self, several: bool = False) -> None:
+        self.several = several
         self.signal = 0
+        self.since = 0.0
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -21,16 +31,19 @@ class Interrupts:
         return self
 
     def _note(self, number: int, frame: Any) -> None:
-        if self.signal == number == signal.SIGINT:
+        now = time.monotonic()
+        if self.signal == number == signal.SIGINT and not (self.several and now < self.since + 2):
             raise KeyboardInterrupt
-        self.signal = number
+        if not self.signal:
+            self.signal, self.since = number, now
 
-    def leave(self) -> None:
+    def leave(self, number: int) -> None:
         """Raises KeyboardInterrupt for Ctrl-C, SystemExit(143) for SIGTERM."""
-        if self.signal == signal.SIGTERM:
+        if number == signal.SIGTERM:
             raise SystemExit(143)
         raise KeyboardInterrupt
 
     def __exit__(self, *error: Any) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+        if not (self.several and self.signal):
+            for number, handler in self.before.items():
+                signal.signal(number, handler)

@@ -1,322 +1,298 @@
 """The loop: set up, then per step *schedule, loss, backward, clip, step, after_step*, then once in a while *log, validate, save*.
 
-The host waits for the device once per logging point and never in between. The order of the data is f(seed, epoch), every random
+The host waits for the device once per row of the history and never in between. The order of the data is f(seed, epoch), every random
 draw of a step f(seed, step), so a resumed run continues as if it had never stopped.
 """
 
 from __future__ import annotations
 
 import contextlib
-import inspect
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..base import AELoss, BaseAE
-from ..data import Source, load_data
-from ..randomness import batches_of, forked_rng, mix_seed, set_seed
-from ..registry import plain
-from .arguments import check_arguments, notes
+from ..randomness import batches_of, mix_seed, set_seed
+from . import state as run_state
+from .arguments import seconds_of
 from .average import Average
-from .hardware import Hardware, decide
-from .interrupts import Interrupts
-from .optim import build_optimizer, load_optimizer_tensors, lr_factor, optimizer_tensors, set_lr
-from .progress import Progress
+from .ending import finish, too_large
+from .graph import Block, Graphed
+from .hardware import out_of_memory, settle
+from .interrupts import Interrupts, Stopped
+from .interval import Interval
+from .optim import lr_factor, set_lr
+from .recompute import recomputing
 from .result import FitResult
-from .run import RunFolder
-from .validate import mean_loss
+from .setup import Setup
+from .sharding import Shards
+from .step import condition_of
+from .validate import VALIDATION, mean_loss
 
-SAVE_SECONDS = 30.0  # without checkpoint_every, the state is saved at the first epoch end this long after the last time
-VALIDATION = 2**40  # stands for the step in the seed of validation draws, far from any real step
-
-
-def fit(
-    model: BaseAE,
-    data: Any,
-    *,
-    epochs: int | None = None,
-    steps: int | None = None,
-    batch_size: int | None = None,
-    lr: float = 1e-3,
-    optimizer: Any = "adam",
-    weight_decay: float = 0.0,
-    l1: float = 0.0,
-    schedule: str = "constant",
-    warmup: int = 0,
-    seed: int = 0,
-    device: str | torch.device = "auto",
-    precision: str = "auto",
-    compile: bool | str = "auto",
-    val: Any = None,
-    patience: int | None = None,
-    min_change: float = 0.0,
-    accumulate: int = 1,
-    clip: float | None = None,
-    ema: float | None = None,
-    checkpoint_every: int | None = None,
-    out: str | Path | None = None,
-    resume: bool = False,
-    callbacks: Callable[[dict[str, Any]], Any] | Sequence[Callable[[dict[str, Any]], Any]] = (),
-    progress: bool = True,
-) -> FitResult:
-    """Trains a model, in place, and returns a `FitResult`.
-
-    Args:
-        model: any `BaseAE`.
-        data: whatever `load_data` takes: a tensor, array, Dataset, DataLoader, folder, file or registered name.
-        epochs, steps: when to stop; one of the two, 10 epochs if neither. A step is one step of the optimiser.
-        batch_size: samples per forward pass; 128 by default, or all if there are fewer.
-        lr: learning rate. optimizer: "sgd" (momentum 0.9), "adam", "adamw", any class of torch.optim: "rmsprop(alpha=0.9)".
-        weight_decay: on weights, not on biases and norms; the L2 penalty weight_decay/2 * ||w||^2 with sgd and adam, decoupled
-            with adamw. l1: adds l1 * sum |w| over the same weights.
-        schedule: of the learning rate: "constant", "cosine", "linear" (both to 0), or "plateau" (times 0.3 when the validation
-            loss has not improved for 5 epochs). warmup: steps of linear rise before it.
-        seed: of the order of the data, of every draw in training, and of the validation split. The global RNG is left as it was.
-        device: "auto" (cuda, mps, cpu), or one of them. precision: "auto", "fp32", "bf16" (autocast; losses in float32).
-        compile: True, False, "auto".
-        val: fraction to hold out, or data of its own. Its loss is the best-weights criterion.
-        patience: stop when the validation loss has not fallen by more than min_change for that many epochs.
-        accumulate: batches per optimiser step, weighted by their sizes. clip: largest norm of the gradient.
-        ema: decay of an exponential moving average of the weights, which validation, saving and the result then use.
-        checkpoint_every: steps between saved states; by default at epoch ends, at most every 30 s, and at the end.
-        out: run folder: config.yaml, metrics.jsonl, best and last weights, pictures. resume: go on with the run that is there.
-        callbacks: functions (or one) of the newest row of the history; one that returns False ends the training.
-        progress: bar, decisions and summary on the terminal.
-
-    Raises ValueError or TypeError before the first step for arguments, data or folders that do not fit; FloatingPointError if
-    the loss is not finite (nothing of it is saved)."""
-    asked = {k: v for k, v in locals().items() if k not in ("model", "data", "callbacks", "progress", "resume", "out")}
-    check_arguments(asked, model)
-    hardware = decide(device, precision, compile)
-    callbacks = [callbacks] if callable(callbacks) else list(callbacks)
-    if resume and out is None:
-        raise ValueError("resume=True needs out=, the folder of the run to go on with")
-    with forked_rng(hardware.device):
-        source = load_data(data).reshaped(model.input_shape)
-        if out is not None:
-            model.saved_config()  # a model that cannot be saved is found out before the folder is made
-        run = RunFolder(out, resume) if out is not None else None
-        trainer = _Trainer(model, source, asked, hardware, run, Progress(progress))
-        trainer.prepare(resume)
-        return trainer.train(callbacks)
+SAVE_SECONDS = 30.0  # without checkpoint_every, the state is saved at the first row this long after the last time
 
 
-class _Trainer:
-    """The state of one run, and its steps in the order in which they happen."""
+class Piece(NamedTuple):
+    """One batch, or this process's part of it."""
 
-    def __init__(
-        self,
-        model: BaseAE,
-        source: Source,
-        asked: dict[str, Any],
-        hardware: Hardware,
-        run: RunFolder | None,
-        bar: Progress,
-    ):
-        self.asked, self.hardware, self.run, self.bar = asked, hardware, run, bar
-        self.model = model.to(hardware.device)
-        self.dtype = next(model.parameters()).dtype
-        self.seed: int = asked["seed"]
-        self.step = 0
-        self.rows: list[dict[str, Any]] = []
-        self.best_row: dict[str, Any] = {}
-        self.best_weights: dict[str, Tensor] | None = None
-        self.stale = 0  # epochs without improvement, for patience
-        self.plateau = 1.0  # factor on the learning rate
-        self.plateau_stale = 0
-        self.patience_best = math.inf  # what the validation loss must fall below, by min_change, to count as progress
-        self.stopped = "finished"
+    x: Tensor
+    total: int
+    """Samples of the whole batch."""
+    condition: Tensor | None = None
+    """What the model is told beside x, where it takes that."""
 
-        low, high = source.check(model.likelihood.support)
-        model.likelihood.check(low, high)
-        val = asked["val"]
-        self.replay = source.replay
-        self.val: Source | None = None
-        if isinstance(val, float):
-            source, self.val = source.split(val, self.seed)
-        elif val is not None:
-            self.val = load_data(val).reshaped(model.input_shape)
-            model.likelihood.check(*self.val.check(model.likelihood.support))
-            val = self.val.replay or f"given in Python: {self.val.description}, {len(self.val)} samples"
-            self.replay = self.replay if self.val.replay else None
-        if inspect.isclass(asked["optimizer"]):
-            known = getattr(torch.optim, asked["optimizer"].__name__, None) is asked["optimizer"]
-            self.replay = self.replay if known else None
-        self.written = {**asked, "val": val, "optimizer": getattr(asked["optimizer"], "__name__", asked["optimizer"])}
-        self.defaults = {k: p.default for k, p in inspect.signature(fit).parameters.items()}
-        self.description = source.description
-        self.original = source
-        self.source = source.to(hardware.device)
-        for note in notes(model, source, asked):
-            bar.say(f"note: {note}")
-        self.val = self.val.to(hardware.device) if self.val is not None else None
-        count = len(self.source)
-        if self.source.ordered and asked["batch_size"] is not None and asked["batch_size"] > count:
-            raise ValueError(
-                f"batch_size={asked['batch_size']} is larger than the {count} samples to train on; allowed: 1 to {count}"
-            )
-        self.batch_size = min(asked["batch_size"] or 128, count)
-        batches = getattr(self.source, "num_batches", None) or len(batches_of(torch.arange(count), self.batch_size))
-        self.per_epoch = math.ceil(batches / asked["accumulate"])
-        epochs, steps = asked["epochs"], asked["steps"]
-        self.total = steps if steps is not None else (10 if epochs is None else epochs) * self.per_epoch
-        self.stages = model.stages()
-        ends, reached = [], 0.0
-        for stage in self.stages:
-            reached += stage.share
-            ends.append(round(reached * self.total))
-        self.stage_ends = [*ends[:-1], self.total]
+
+class _Trainer(Setup):
+    """The steps of one run in the order in which they happen."""
 
     # ---------------------------------------------------------------------------------------------------------- set up
 
     def prepare(self, resume: bool) -> None:
         """Optimiser, averages, and, when resuming, everything that was saved."""
-        saved = self.run.read_state() if self.run is not None and resume and self.run.has_state else None
-        if saved is not None:
-            self.step = saved[0]["step"]
+        saved = None
+        for turn in (self.world.main, not self.world.main):  # the first process puts aside what is damaged
+            with self.world.together():
+                if turn and self.run is not None and resume:
+                    saved = self.run.checkpoints.newest()
+                if turn and saved is not None:
+                    for damaged in saved[2]:
+                        self.bar.say(f"note: {damaged}")
+                    run_state.check(self, saved[0])
+                    self.step = saved[0]["step"]
+                    self.saved_at = (self.step, saved[0]["row_due"])
+        if self.run is not None and self.world.differ(self.step if saved is not None else -1):
+            raise ValueError(
+                f"out={str(self.run.path)!r} is not the same folder for all processes; it must lie on a shared disk"
+            )
+        earlier = saved[0]["hardware"] if saved is not None else {}
+        earlier = earlier if earlier.get("device") == self.device.type else None
+        settle(self.hardware, self.model, self.asked["compile"], self.batch_size, self.total, self.world.size, earlier)
+        if self.hardware.channels_last and not self.asked["shard"]:
+            self.model.to(memory_format=torch.channels_last)
+        self.world.same(self.model)
+        if self.asked["shard"]:
+            self.held = self.shards = Shards(self.model, self.world)
+            self.loss = self.shards.module
+            self.stages = self.model.stages()  # of the parameters that there are now
         self.enter_stage(saved[0]["stage"] if saved is not None else self.stage_at(0))
         self.start_interval()
-        self.average = Average(self.model, self.asked["ema"]) if self.asked["ema"] else None
+        self.used_lr = self.lr()  # of the newest step
+        self.average = Average(self.held, self.asked["ema"]) if self.asked["ema"] else None
         if saved is not None:
-            self.restore(*saved)
-        loss = torch.compile(self.model.loss) if self.hardware.compile else self.model.loss
-        self.loss: Callable[[Tensor], AELoss] = loss
+            run_state.put_back(self, saved[0], saved[1])
+            self.update.forget()
+        self.record_steps()
+        self.guard.looked = self.step
+        if self.guard.snapshot is None:
+            self.guard.begin(self)
         self.began_at = self.step
-        if self.run is not None and (saved is None or self.step < self.total):
-            self.run.write_config(self.config())
-            self.run.write_rows(self.rows)
+        needed = (self.asked["keep"] + 1) * run_state.size(self)
+        with self.world.together():
+            if self.run is not None and self.world.main and (saved is None or self.step < self.total):
+                self.run.check_space(needed)
+                self.run.write_config(run_state.config(self))
+                self.run.write_rows(self.rows)
+        if self.run is not None and saved is None:
+            self.save(must=True)  # a folder that cannot hold a checkpoint is found out here
 
-    def stage_at(self, step: int) -> int:
-        return next((i for i, end in enumerate(self.stage_ends) if step < end), len(self.stages) - 1)
+    def record_steps(self) -> None:
+        """Decides whether this stage's steps are replayed as a CUDA graph."""
+        if self.hardware.graph:
+            why = Graphed.why_not(self)
+            self.graph = None if why else Graphed(self)
+            self.hardware.reasons["graph"] = f"CUDA graph {'off' if why else 'on'}" + (f" ({why})" if why else "")
 
-    def at_boundary(self) -> bool:
-        """The end of an epoch, of a stage or of the run: a row is written here."""
+    def at_epoch_end(self) -> bool:
+        """The end of an epoch, of a stage or of the run."""
         return (
             self.step >= self.total or self.step % self.per_epoch == 0 or self.stage_at(self.step) != self.model.stage
         )
 
-    def enter_stage(self, number: int) -> None:
-        """A stage has parameters, and so an optimiser, of its own; what was best in the one before means nothing here."""
-        self.model.stage = number
-        self.model.zero_grad(set_to_none=True)
-        self.weights = [p for p in self.stages[number].parameters if p.dim() > 1]
-        self.optimizer = build_optimizer(
-            self.asked["optimizer"], self.stages[number].parameters, self.asked["lr"], self.asked["weight_decay"]
-        )
-        self.best_row, self.best_weights, self.stale, self.plateau, self.plateau_stale = {}, None, 0, 1.0, 0
-        self.patience_best = math.inf
+    def at_row(self) -> bool:
+        every = self.asked["log_every"]
+        return self.at_epoch_end() or (bool(every) and self.step % every == 0)
 
     # ------------------------------------------------------------------------------------------------------------ train
 
-    def train(self, callbacks: Sequence[Callable[[dict[str, Any]], Any]]) -> FitResult:
-        self.bar.start(self)
+    def train(self) -> FitResult:
         began = time.perf_counter()
-        saved_at = began
-        every = self.asked["checkpoint_every"]
-        with contextlib.closing(self.bar), Interrupts() as interrupts:
-            while self.step < self.total and not self.converged():
-                epoch = self.step // self.per_epoch
-                self.model.train()
-                if self.stage_at(self.step) != self.model.stage:
-                    self.enter_stage(self.stage_at(self.step))
-                due, reached = False, self.step
-                for window in self.windows(epoch, self.step % self.per_epoch):
-                    self.one_step(window)
-                    self.bar.step(self)
-                    due = bool(every) and self.step % every == 0
-                    if self.at_boundary():
-                        break  # what is saved or stopped here is so after the row below
-                    if interrupts.signal:
-                        self.stop_at_once(interrupts)
-                    if due:
-                        self.save()
-                if self.step == reached:
-                    raise ValueError(f"{self.description} yielded no batch in epoch {epoch + 1}")
-                row = self.log(epoch)
-                self.start_interval()
-                self.judge(row)
-                self.rows.append(row)
+        limit = seconds_of(self.asked["max_time"])
+        self.deadline = began + limit if limit else math.inf
+        self.last_save = began
+        if self.world.main:
+            self.bar.start(self)
+        recompute = recomputing(self.model) if self.asked["recompute"] else contextlib.nullcontext()
+        with (
+            contextlib.closing(self.bar),
+            Interrupts(self.world.size > 1) as self.interrupts,
+            self.hardware.applied(),
+            recompute,
+        ):
+            self.hooks.call("on_start", self)
+            try:
+                while self.stopped == "finished" and self.step < self.total and not self.converged():
+                    self.epoch()
+            except Stopped:
                 if self.run is not None:
-                    self.run.append(row)
-                    if due or (not every and time.perf_counter() - saved_at > SAVE_SECONDS):
-                        self.save()
-                        saved_at = time.perf_counter()
-                self.bar.row(self, row)
-                if interrupts.signal:
-                    self.stop_at_once(interrupts)
-                if any([callback(row) is False for callback in callbacks]):  # every callback sees the row
-                    self.stopped = "callback"
-                    break
+                    self.save(must=True)
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise
+                self.model.zero_grad(set_to_none=True)
+                raise MemoryError(too_large(self)) from None
+            if self.stopped == "signal":
+                self.bar.close()
+                self.bar.interrupted(self)
+                self.interrupts.leave(self.signal)
         if self.stopped == "finished" and self.step < self.total:
             self.stopped = "converged"
-        return self.finish(time.perf_counter() - began)
+        return finish(self, time.perf_counter() - began)
+
+    def epoch(self) -> None:
+        """The steps up to the end of the epoch or of the stage, and the rows that fall due."""
+        if self.row_due:  # the run was stopped between a row's last step and the row
+            self.end_row()
+            return
+        if self.stage_at(self.step) != self.model.stage:
+            self.enter_stage(self.stage_at(self.step))
+            self.start_interval()
+            self.record_steps()
+            self.guard.begin(self)
+        every = self.asked["checkpoint_every"]
+        reached, epoch = self.step, self.step // self.per_epoch
+        self.model.train()
+        for window in self.windows(epoch, self.step % self.per_epoch):
+            self.one_step(window)
+            if self.hooks.step:
+                self.hooks.call("on_step", self)
+            self.bar.step(self)
+            due = bool(every) and self.step % every == 0
+            if self.at_row():
+                self.row_due = True
+                behind = self.end_row(due)
+                if behind or self.at_epoch_end() or self.stopped != "finished":
+                    return
+                self.model.train()
+            else:
+                self.stop_if_asked()
+                if due and not self.save():
+                    return
+        if self.step == reached:
+            raise ValueError(f"{self.description} yielded no batch in epoch {epoch + 1}")
+
+    def end_row(self, due: bool = False) -> bool:
+        """Log, validate, judge, save. True if the run went back behind a bad step instead."""
+        epoch = max(0, self.step - 1) // self.per_epoch
+        if not self.guard.look(self) and not self.at_row():
+            self.row_due = False
+            return True
+        row = self.log(epoch)
+        self.row_due = False
+        self.rows.append(row)
+        self.start_interval()
+        if "val_loss" in row or self.val is None:
+            self.judge(row)
+        self.guard.begin(self)
+        if self.run is not None and self.world.main:
+            self.run.append(row)
+        every, now = self.asked["checkpoint_every"], time.perf_counter()
+        late = not every and self.world.agree(now - self.last_save > SAVE_SECONDS)
+        if self.run is not None and (due or late):
+            self.save()
+        self.bar.row(self, row)
+        ends = any([answer is False for answer in self.hooks.call("on_row", self, row)])  # every callback sees the row
+        if self.world.agree(ends):
+            self.stopped = "callback"
+        self.stop_if_asked()
+        return False
+
+    def stop_if_asked(self) -> None:
+        """Ctrl-C, SIGTERM, or the end of the time: leaves through `Stopped`, to be saved as it is after the last step."""
+        wanted = self.world.agree_soon(self.interrupts.signal or int(time.perf_counter() > self.deadline))
+        if not wanted:
+            return
+        self.stopped, self.signal = ("time", 0) if wanted == 1 else ("signal", wanted)
+        self.interrupts.signal = self.signal  # also where another process had it
+        raise Stopped
 
     def converged(self) -> bool:
         """`patience` epochs of the last stage without progress."""
         patience = self.asked["patience"]
         return patience is not None and self.model.stage == len(self.stages) - 1 and self.stale >= patience
 
-    def stop_at_once(self, interrupts: Interrupts) -> None:
-        """Ctrl-C or SIGTERM came during the step that has just ended: save, say how to go on, leave."""
-        if self.run is not None:
-            self.save()
-            self.bar.interrupted(self)
-        interrupts.leave()
-
-    def windows(self, epoch: int, done: int) -> Iterator[list[Any]]:
+    def windows(self, epoch: int, done: int, at: int | None = None) -> Iterator[list[Piece]]:
         """The epoch's batches in groups of `accumulate`, from window number `done` on. Order = f(seed, epoch)."""
-        accumulate = self.asked["accumulate"]
+        accumulate, source = self.asked["accumulate"], self.source
         plan: Sequence[Tensor] = ()
-        if self.source.ordered:
-            order = torch.randperm(
-                len(self.source), generator=torch.Generator().manual_seed(mix_seed(self.seed, epoch))
-            )
-            if isinstance(getattr(self.source, "x", None), Tensor):
-                order = order.to(self.source.x.device)  # type: ignore[attr-defined]
+        if source.ordered:
+            order = source.order(mix_seed(self.seed, 0 if self.asked["overfit_batches"] else epoch))
+            if isinstance(getattr(source, "x", None), Tensor):
+                order = order.to(source.x.device)  # type: ignore[attr-defined]
             plan = batches_of(order, self.batch_size)[done * accumulate :]
-        batches = iter(self.source.batches(plan, self.hardware.device, self.dtype, mix_seed(self.seed, epoch, 3)))
-        if not self.source.ordered:  # a loader of the user's own: what was seen is drawn again, and passed over
+        if self.graph is not None and at is None:
+            yield from self.graph.windows(plan, done)
+            return
+        totals = iter([len(index) for index in plan])
+        batches = iter(source.batches(self.world.share(plan), self.device, self.dtype, mix_seed(self.seed, epoch, 3)))
+        if not source.ordered:  # a loader of the user's own: what was seen is drawn again, and passed over
             for earlier in range(done):
                 self.seed_step(epoch * self.per_epoch + earlier)
                 for _ in range(accumulate):
                     next(batches, None)
-        self.seed_step(self.step)
-        while window := [b for _, b in zip(range(accumulate), batches)]:
+        while True:
+            self.seed_step(self.step if at is None else at)
+            window = []
+            for _ in range(accumulate):
+                total = next(totals, 0)
+                with self.world.spread(total):
+                    batch = next(batches, None)
+                if batch is None:
+                    break
+                window.append(Piece(batch.x, total or len(batch.x), condition_of(self.model, batch)))
+            if not window:
+                return
             yield window
-            self.seed_step(self.step)
 
     def seed_step(self, step: int) -> None:
-        set_seed(mix_seed(self.seed, step, 1), self.hardware.device)
+        set_seed(mix_seed(self.seed, step, 1), self.device)
 
-    def one_step(self, window: list[Any]) -> None:
+    def one_step(self, window: Any) -> None:
         """schedule, loss, backward, clip, step, after_step."""
+        if isinstance(window, Block):
+            assert self.graph is not None
+            self.graph.run(window)
+            return
+        clock = self.profile.clock if self.profile else None
+        if clock:
+            clock("data")
+            self.compute.clock = clock  # type: ignore[attr-defined]
         self.used_lr = self.lr()
-        set_lr(self.optimizer, self.used_lr)
-        samples = sum(len(b.x) for b in window)
-        for batch in window:
-            with self.hardware.autocast():
-                loss = self.loss(batch.x)
-            share = len(batch.x) / samples
-            total = loss.total
-            if self.asked["l1"]:
-                penalty = torch.stack([w.abs().sum() for w in self.weights]).sum()
-                total = total + self.asked["l1"] * penalty
-                loss.terms["l1"] = penalty
-            (total * share if share != 1 else total).backward()
-            self.count(loss, total, len(batch.x))
-        if self.asked["clip"]:
-            torch.nn.utils.clip_grad_norm_(self.stages[self.model.stage].parameters, self.asked["clip"])
-        self.optimizer.step()
-        self.model.zero_grad(set_to_none=True)
+        set_lr(self.optimizer, self.used_lr / self.asked["lr"])
+        samples = sum(piece.total for piece in window)
+        kept = [b.clone() for b in self.buffers]
+        seen = []
+        for i, piece in enumerate(window):
+            rows = self.world.rows(piece.total)
+            share = rows * self.world.size / samples
+            with self.world.spread(piece.total):
+                values = self.compute(self.hardware.place(piece.x), share, i == len(window) - 1, piece.condition)
+            seen.append((values, rows))
+        self.update.step(seen[-1][0].total if len(seen) == 1 else torch.stack([v.total for v, _ in seen]).sum())
+        for values, n in seen:
+            self.interval.count(values.named, n, self.update.bad)
+        for b, k in zip(self.buffers, kept):
+            torch.where(self.update.bad > 0, k, b, out=b)
+        self.interval.samples += samples
+        self.interval.timed += samples
         self.model.after_step()
         self.step += 1
         if self.average is not None:
             self.average.update(self.step)
+        if clock:
+            clock("optimiser")
 
     def lr(self) -> float:
         """The schedule runs over each stage anew."""
@@ -330,59 +306,54 @@ class _Trainer:
     # ------------------------------------------------------------------------------------------------- log and validate
 
     def start_interval(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.interval_samples = self.timed_samples = 0
-        self.interval_began = time.perf_counter()
-
-    def count(self, loss: AELoss, total: Tensor, samples: int) -> None:
-        """Adds to the interval's sums, on the device."""
-        for name, value in {"loss": total, **loss.terms, **loss.metrics}.items():
-            value = value.detach() * samples
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.interval_samples += samples
-        self.timed_samples += samples
-
-    def means(self) -> dict[str, float]:
-        """The interval's means: the one place where the host waits for the device."""
-        if not self.sums:
-            return {}
-        values = (
-            torch.stack([v.double() if v.device.type != "mps" else v for v in self.sums.values()])
-            / self.interval_samples
-        ).tolist()
-        return dict(zip(self.sums, values))
+        if self.graph is not None:
+            self.interval.begin_again()
+            return
+        self.interval = Interval(self.device, self.world, skip=self.asked["nonfinite"] != "raise")
 
     def check_finite(self, means: dict[str, float]) -> None:
-        """Raises FloatingPointError if a mean of the interval or a weight is not finite. Waits for the device."""
-        weights = torch.stack([p.detach().isfinite().all() for p in self.model.parameters()]).all()
-        if all(math.isfinite(v) for v in means.values()) and bool(weights):
+        """Raises FloatingPointError if a mean or a weight is not finite. Waits for the device."""
+        weights = torch.stack([p.detach().isfinite().all() for p in self.held.parameters()]).all()
+        if not self.world.agree(not (all(math.isfinite(v) for v in means.values()) and bool(weights))):
             return
-        values = ", ".join(f"{k} {v:g}" for k, v in means.items()) or "the weights"
+        values = ", ".join(f"{k} {v:g}" for k, v in means.items() if not math.isfinite(v)) or "the weights"
         raise FloatingPointError(
-            f"the loss is not finite in epoch {self.step // self.per_epoch + (self.step % self.per_epoch > 0)} (up to step "
-            f"{self.step}): {values}. Lower lr={self.asked['lr']:g}, set clip=1.0, or scale the data; what was saved before stays"
+            f"not finite in epoch {max(0, self.step - 1) // self.per_epoch + 1} (up to step {self.step}): {values}. "
+            f"Lower lr={self.asked['lr']:g}, set clip=1.0, or scale the data; what was saved before stays"
         )
 
     def log(self, epoch: int) -> dict[str, Any]:
-        means = self.means()
-        seconds = time.perf_counter() - self.interval_began
+        means = self.interval.means()
+        seconds = time.perf_counter() - self.interval.began
+        if not means:
+            raise FloatingPointError(
+                f"no step up to step {self.step} was finite since the last row; lower lr={self.asked['lr']:g}, set clip=1.0, or scale the data"
+            )
         self.check_finite(means)
         row: dict[str, Any] = {"epoch": epoch + 1, "step": self.step}
         if len(self.stages) > 1:
             row["stage"] = self.stages[self.model.stage].name
-        row |= {"lr": self.used_lr, **means, "samples_per_s": round(self.timed_samples / seconds, 1)}
-        if self.val is not None:
+        row |= {"lr": self.used_lr, **means}
+        if self.asked["nonfinite"] != "raise":
+            row["skipped"] = self.guard.skipped
+        if self.val is not None and self.at_epoch_end():
             held_out = {f"val_{k}": v for k, v in self.validate().items()}
             self.check_finite(held_out)
             row |= held_out
-        return row
+        return {
+            **row,
+            "samples_per_s": round(self.interval.timed / max(seconds, 1e-9), 1),
+            "seconds": round(seconds, 3),
+        }
 
     def validate(self) -> dict[str, float]:
         """Mean loss, terms and metrics over the validation data, each sample counted once; the draws are the same every time."""
         assert self.val is not None
-        set_seed(mix_seed(self.seed, VALIDATION), self.hardware.device)
+        set_seed(mix_seed(self.seed, VALIDATION), self.device)
         with self.average.applied() if self.average else contextlib.nullcontext():
-            return mean_loss(self.model, self.val, self.hardware, 2 * self.batch_size)
+            return mean_loss(
+                self.model, self.val, self.hardware, 2 * self.batch_size, self.world, self.stop_if_asked, self.loss
+            )
 
     def judge(self, row: dict[str, Any]) -> None:
         """Is this the best epoch of the stage? Keeps its weights if so."""
@@ -405,129 +376,52 @@ class _Trainer:
             else:
                 for k, v in now.items():
                     self.best_weights[k].copy_(v)
+            self.hooks.call("on_best", self, row)
+        most = self.asked["top_k"]
+        if self.run is not None and most > 1:
+            self.top = sorted([*self.top, (loss, self.step)])[:most]
+            if any(step == self.step for _, step in self.top):
+                weights = self.whole(self.weights_now())
+                if self.world.main:
+                    self.run.keep_top(self.top, self.model.saved_config(), weights)
 
     def weights_now(self) -> dict[str, Tensor]:
-        """The state dict, with the averaged weights where there is an average."""
-        return {**self.model.state_dict(), **(self.average.state() if self.average else {})}
+        """The state dict, with the averaged weights where there is an average; this process's rows where weights are cut."""
+        return {**self.held.state_dict(), **(self.average.state() if self.average else {})}
 
-    # ------------------------------------------------------------------------------------------------- save and restore
+    def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What is saved of tensors of the run's state, on the first process; all must call it."""
+        return tensors if self.shards is None else self.shards.whole(tensors, self.optimizer)
 
-    def config(self) -> dict[str, Any]:
-        """What config.yaml holds: enough to build the run again where the data came by name or path."""
-        saved = self.model.saved_config()
-        train = {k: str(v) if isinstance(v, (Path, torch.device)) else v for k, v in self.written.items()}
-        data = self.replay or {
-            "source": None,
-            "note": f"given in Python: {self.description}, {len(self.original)} samples",
-        }
-        return plain({"model": {"name": saved["model"], **saved["args"]}, "data": data, "train": train})
+    # ------------------------------------------------------------------------------------------------------ save and end
 
-    def fixed(self) -> dict[str, Any]:
-        """What may not change between the parts of one run, since the steps would no longer be those of one run."""
-        written = self.written
-        return plain(
-            {
-                **{k: written[k] for k in ("optimizer", "accumulate", "seed", "val", "ema")},
-                "batch_size": self.batch_size,
-                "samples": len(self.source),
-                "dtype": str(self.dtype),
-            }
-        )
+    def save(self, must: bool = False) -> bool:
+        """A checkpoint, and the best weights so far. A disk that is full is told, and tried again later; with `must` it raises.
 
-    def save(self) -> None:
-        """Everything that the next step depends on, in one file; and the best weights so far.
-
-        Raises FloatingPointError, and writes nothing, if the loss or a weight is not finite."""
+        Returns False if the run went back behind a bad step, so that the next step is another one. Raises FloatingPointError,
+        and writes nothing, if the loss or a weight is not finite."""
         assert self.run is not None
-        self.check_finite(self.means())
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        optimizer, rest = optimizer_tensors(self.optimizer)
-        tensors |= {f"optimizer.{k}": v for k, v in optimizer.items()}
-        tensors |= {f"sums.{k}": v for k, v in self.sums.items()}
-        if self.average is not None:
-            tensors |= {f"average.{k}": v for k, v in self.average.state().items()}
-        if self.best_weights is not None:
-            tensors |= {f"best.{k}": v for k, v in self.best_weights.items()}
-        state: dict[str, Any] = {
-            "step": self.step,
-            "stage": self.model.stage,
-            "fixed": self.fixed(),
-            "model": self.model.saved_config(),
-            "optimizer": rest,
-            "rows": self.rows,
-            "best_row": self.best_row,
-            "stale": self.stale,
-            "patience_best": self.patience_best if math.isfinite(self.patience_best) else None,
-            "plateau": [self.plateau, self.plateau_stale],
-            "interval_samples": self.interval_samples,
-        }
-        self.run.save_state(tensors, state)
-        self.run.save_model(state["model"], self.best_weights or self.weights_now())
+        good = self.guard.look(self)
+        self.check_finite(self.interval.means())
+        tensors, state = run_state.collect(self)
+        best = self.whole(self.best_weights or self.weights_now())
+        self.last_save = time.perf_counter()
+        with self.world.together() if must else contextlib.nullcontext():
+            if self.world.main and self.saved_at != (self.step, self.row_due):
+                self._write(tensors, state, best, must)
+        return good
 
-    def restore(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    def _write(self, tensors: dict[str, Tensor], state: dict[str, Any], best: dict[str, Tensor], must: bool) -> None:
         assert self.run is not None
-        now = self.model.saved_config()
-        if state["model"]["model"] != now["model"] or state["model"]["args"] != now["args"]:
-            changed = [k for k in now["args"] if state["model"]["args"].get(k) != now["args"][k]]
-            what = ", ".join(f"{k}={state['model']['args'].get(k)!r} there, {now['args'][k]!r} here" for k in changed)
-            names = f"a {state['model']['model']!r} there, a {now['model']!r} here"
-            raise ValueError(
-                f"{self.run.path} cannot go on with another model: {what if changed and state['model']['model'] == now['model'] else names}"
-            )
-
-        there, here = state["fixed"], self.fixed()
-        changed = [f"{k}={there.get(k)!r} there, {here[k]!r} here" for k in here if there.get(k) != here[k]]
-        if changed:
-            raise ValueError(
-                f"{self.run.path} cannot go on with other settings: {'; '.join(changed)}. Give the same, or another out= for a new run"
-            )
-
-        def part(name: str) -> dict[str, Tensor]:
-            return {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
-
-        self.model.load_state_dict(part("model"))
-        load_optimizer_tensors(self.optimizer, part("optimizer"), state["optimizer"])
-        if self.average is not None:
-            self.average.load(part("average") or dict(self.model.named_parameters()))
-        best = part("best")
-        self.best_weights = {k: v.to(self.hardware.device) for k, v in best.items()} if best else None
-        self.rows, self.best_row, self.stale = state["rows"], state["best_row"], state["stale"]
-        self.patience_best = math.inf if state["patience_best"] is None else state["patience_best"]
-        self.plateau, self.plateau_stale = state["plateau"]
-        self.sums = {k: v.to(self.hardware.device) for k, v in part("sums").items()}
-        self.interval_samples = state["interval_samples"]
-
-    # ------------------------------------------------------------------------------------------------------------- end
-
-    def finish(self, seconds: float) -> FitResult:
-        """Saves, puts the best weights into the model, draws the pictures, says what was reached."""
-        if self.run is not None:
-            self.save()
-            self.run.save_model(self.model.saved_config(), self.weights_now(), self.run.last)
-        self.model.load_state_dict(self.best_weights or self.weights_now())
-        self.model.stage = len(self.stages) - 1
-        self.model.eval()
-        speeds = sorted(row["samples_per_s"] for row in self.rows) or [0.0]
-        result = FitResult(
-            self.model,
-            self.rows,
-            self.best_row,
-            self.stopped,
-            seconds,
-            speeds[len(speeds) // 2],
-            self.run.path if self.run is not None else None,
-        )
-        pictures: list[Path] = []
-        if self.run is not None:
-            from ..pictures import draw_run
-
-            shown = self.val if self.val is not None else self.source
-            set_seed(mix_seed(self.seed, VALIDATION, 2), self.hardware.device)
-            folder = self.run.path / "pictures"
-            pictures, left_out = draw_run(
-                folder, self.model, shown, self.rows, self.original.class_names, self.batch_size
-            )
-            for why in left_out:
-                self.bar.say(f"left out: {why}")
-        self.bar.summary(self, result, pictures)
-        return result
+        try:
+            path = self.run.checkpoints.write(self.step, tensors, state)
+            if self.step:
+                self.run.save_model(state["model"], best)
+        except OSError as error:
+            why = f"step {self.step:,} could not be saved in {self.run.path}: {error.strerror or error}"
+            if must:
+                raise OSError(f"{why}; the checkpoints before it are untouched") from error
+            self.bar.say(f"note: {why}; the checkpoints before it are untouched, and the run goes on")
+            return
+        self.saved_at = (self.step, self.row_due)
+        self.hooks.call("on_save", self, path)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from ..base import BaseAE
 from ..data import Source
 from .hardware import Hardware
+from .interval import Interval
 from .result import FitResult
 from .run import RunFolder
 
@@ -38,9 +39,7 @@ class Watched(Protocol):
     per_epoch: int
     batch_size: int
 
-    def means(self) -> dict[str, float]:
-        """The interval's mean loss and terms; waits for the device."""
-        ...
+    interval: Interval
 
 
 class Progress:
@@ -95,14 +94,14 @@ class Progress:
             now = time.perf_counter()
             if now - self.printed > LONG_EPOCH:
                 self.printed = now
-                loss = trainer.means().get("loss", float("nan"))
+                loss = trainer.interval.so_far().get("loss", float("nan"))
                 self.say(f"step {trainer.step:,}/{trainer.total:,}  loss {loss:.5g}")
             return
         self.bar.update(trainer.batch_size * trainer.asked["accumulate"])
         now = time.perf_counter()
         if now - self.looked > REFRESH:
             self.looked = now
-            self.bar.set_postfix_str(f"loss {trainer.means().get('loss', float('nan')):.5g}", refresh=False)
+            self.bar.set_postfix_str(f"loss {trainer.interval.so_far().get('loss', float('nan')):.5g}", refresh=False)
 
     def row(self, trainer: Watched, row: dict[str, Any]) -> None:
         """One line per epoch, but not more often than every few seconds."""
@@ -114,7 +113,7 @@ class Progress:
         seen = row["samples_per_s"]
         size = trainer.batch_size * trainer.asked["accumulate"]
         left = (trainer.total - trainer.step) * size / max(seen, 1e-9)
-        skip = ("epoch", "step", "lr", "samples_per_s", "stage")
+        skip = ("epoch", "step", "lr", "samples_per_s", "seconds", "stage")
         values = "  ".join(f"{k} {v:.5g}" for k, v in row.items() if k not in skip)
         stage = f" {row['stage']}" if "stage" in row else ""
         epochs = -(-trainer.total // trainer.per_epoch)
@@ -124,8 +123,10 @@ class Progress:
         )
 
     def interrupted(self, trainer: Watched) -> None:
-        assert trainer.run is not None
         self.close()
+        if trainer.run is None:
+            self.say(f"stopped at step {trainer.step}; pass out= to have a run that can go on")
+            return
         self.say(f"stopped at step {trainer.step}; everything is saved. To go on: {resume_line(trainer)}")
 
     def close(self) -> None:

@@ -16,11 +16,12 @@ class FitResult:
     model: BaseAE
     """The trained model, in evaluation mode, with the best weights by validation loss (the last ones without validation)."""
     history: list[dict[str, Any]]
-    """One row per epoch: epoch, step, lr, loss, each term, samples_per_s, and the same with val_ in front where `val` was given."""
+    """One row per epoch, and per `log_every` steps: epoch, step, lr, loss, each term, samples_per_s, seconds; at the end of an epoch
+    the loss and the terms with val_ in front, too, where `val` was given."""
     best: dict[str, Any]
     """The row of the best epoch."""
     stopped: str
-    """Why training ended: "finished", "converged" or "callback"."""
+    """Why training ended: "finished", "converged", "callback" or "time"."""
     seconds: float
     """Wall time of the training steps and validations, this call only."""
     samples_per_s: float

@@ -1,32 +1,42 @@
 """The run folder: what a run leaves behind, and what it needs to go on.
 
 config.yaml                     what was asked for: model, data, train
-metrics.jsonl                   one row per epoch
+metrics.jsonl                   one row per epoch (or every `log_every` steps): a function of the configuration alone
+speed.jsonl                     the same rows' times
 config.json, model.safetensors  the best weights by validation loss (the last ones without validation)
-last/                           the last weights, and state.safetensors, from which the run goes on
+last/, top/                     the last weights, and the `top_k` best
+checkpoints/                    from which the run goes on
 pictures/                       reconstructions, samples, curves, latent map
+
+Nothing in it knows where it lies: it can be moved.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ..storage import read_tensors, write_bytes, write_json, write_tensors
+from ..storage import write_bytes, write_json, write_tensors
+from .checkpoints import Checkpoints
 
-STATE = 1  # format of last/state.safetensors
+TIMES = ("samples_per_s", "seconds")  # of a row: what differs between two runs of the same configuration
 
 
 class RunFolder:
-    """Raises ValueError, before any training, if the folder cannot be written or holds another run."""
+    """Raises ValueError, before any training, if the folder cannot be written, is in use or holds another run."""
 
-    def __init__(self, path: str | Path, resume: bool):
+    def __init__(self, path: str | Path, resume: bool, keep: int = 2, main: bool = True):
         self.path = Path(path).expanduser()
         self.last = self.path / "last"
-        self.state_file = self.last / "state.safetensors"
+        self.checkpoints = Checkpoints(self.path / "checkpoints", keep)
+        self.lock: int | None = None
+        if not main:  # of several processes, one writes
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             probe = self.path / ".writable"
@@ -36,19 +46,63 @@ class RunFolder:
             raise ValueError(
                 f"cannot write to out={str(path)!r}: {error.strerror or error}; choose another folder"
             ) from None
-        if not self.has_state and any((self.path / name).exists() for name in ("config.json", "model.safetensors")):
+        self._lock()
+        try:
+            links = [p.name for p in self.path.iterdir() if p.is_symlink()]
+            if links:
+                raise ValueError(
+                    f"out={str(path)!r} holds a symbolic link ({links[0]}); a run does not write through one"
+                )
+            if not self.has_state and any((self.path / name).exists() for name in ("config.json", "model.safetensors")):
+                raise ValueError(
+                    f"out={str(path)!r} holds a saved model, which the run would overwrite; choose another folder"
+                )
+            if self.has_state and not resume:
+                step = self.checkpoints.newest_step()
+                raise ValueError(
+                    f"out={str(path)!r} already holds a run (at step {step}); pass resume=True (aezoo train --resume {path}) to go on with it, or choose another folder"
+                )
+        except ValueError:
+            self.close()
+            raise
+
+    def _lock(self) -> None:
+        """One process a folder; the lock goes with the process, however it ends."""
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            return
+        handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            pid = os.read(handle, 32).decode(errors="replace").strip()
+            os.close(handle)
             raise ValueError(
-                f"out={str(path)!r} holds a saved model, which the run would overwrite; choose another folder"
-            )
-        if self.has_state and not resume:
-            step = self.read_state()[0]["step"]
-            raise ValueError(
-                f"out={str(path)!r} already holds a run (at step {step}); pass resume=True (aezoo train --resume {path}) to go on with it, or choose another folder"
-            )
+                f"out={str(self.path)!r} is in use by another process{f' ({pid})' if pid else ''}; wait for it, or choose another folder"
+            ) from None
+        os.truncate(handle, 0)
+        os.write(handle, str(os.getpid()).encode())
+        self.lock = handle
+
+    def close(self) -> None:
+        """Gives the lock back."""
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
 
     @property
     def has_state(self) -> bool:
-        return self.state_file.is_file()
+        return bool(self.checkpoints.paths())
+
+    def check_space(self, needed: int) -> None:
+        """Raises ValueError if the disk has less than `needed` bytes left."""
+        free = shutil.disk_usage(self.path).free
+        if free < needed:
+            raise ValueError(
+                f"out={str(self.path)!r}: {free / 2**20:,.0f} MiB are free on that disk, and the run needs about "
+                f"{needed / 2**20:,.0f} MiB for its checkpoints; free some, lower keep=, or choose another folder"
+            )
 
     def write_config(self, config: dict[str, Any]) -> None:
         import yaml
@@ -57,27 +111,32 @@ class RunFolder:
 
     def write_rows(self, rows: list[dict[str, Any]]) -> None:
         """The whole history: used once at the start, so that rows after the resumed step disappear."""
-        write_bytes(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+        write_bytes(self.path / "metrics.jsonl", "".join(json.dumps(bare(row)) + "\n" for row in rows).encode())
 
     def append(self, row: dict[str, Any]) -> None:
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as f:
-            f.write(json.dumps(row) + "\n")
+            f.write(json.dumps(bare(row)) + "\n")
+        with open(self.path / "speed.jsonl", "a", encoding="utf-8") as f:
+            f.write(json.dumps({k: row[k] for k in ("step", *TIMES) if k in row}) + "\n")
 
     def save_model(self, config: dict[str, Any], tensors: dict[str, Tensor], folder: Path | None = None) -> None:
         folder = folder or self.path
-        folder.mkdir(exist_ok=True)
-        write_json(folder / "config.json", config)
+        folder.mkdir(parents=True, exist_ok=True)
         write_tensors(folder / "model.safetensors", tensors, {"model": config["model"]})
+        write_json(folder / "config.json", config)
 
-    def save_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """One file, written whole or not at all: tensors, and the rest as JSON in its header."""
-        self.last.mkdir(exist_ok=True)
-        write_tensors(self.state_file, tensors, {"state": json.dumps({"format": STATE, **state})})
+    def keep_top(self, best: list[tuple[float, int]], config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """`top/` holds the models of `best` ((validation loss, step), the best first); `tensors` are those of the newest."""
+        names = [f"step-{step:09d}" for _, step in best]
+        newest = f"step-{max(step for _, step in best):09d}"
+        self.save_model(config, tensors, self.path / "top" / newest)
+        for old in (self.path / "top").iterdir():
+            if old.is_dir() and old.name not in names:
+                shutil.rmtree(old, ignore_errors=True)
+        listed = [{"folder": name, "step": step, "val_loss": loss} for name, (loss, step) in zip(names, best)]
+        write_json(self.path / "top" / "top.json", listed)
 
-    def read_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Raises ValueError if the state is damaged or of another format."""
-        tensors, metadata = read_tensors(self.state_file)
-        state = json.loads(metadata.get("state", "{}"))
-        if state.get("format") != STATE:
-            raise ValueError(f"{self.state_file} has format {state.get('format')!r}; this version reads {STATE}")
-        return state, tensors
+
+def bare(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without its times."""
+    return {k: v for k, v in row.items() if k not in TIMES}

@@ -1,0 +1,140 @@
+"""Losses and gradients that are not finite: found on the device, judged when the host looks.
+
+A bad step is never taken (`Update`), whatever the policy:
+    raise      no later step is taken either; at the next look the run ends, naming step, terms and the largest activations
+    skip       later steps go on; the row says how many were passed over
+    rollback   no later step is taken; at the next look the weights go back to the last row's, and the run goes on behind the bad
+               batch; the fourth time from one row to the next it ends as with `raise`
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .optim import load_optimizer_tensors, optimizer_tensors
+from .step import told
+
+if TYPE_CHECKING:
+    from .loop import _Trainer
+
+POLICIES = ("raise", "skip", "rollback")
+MOST_ROLLBACKS = 3  # in one interval
+
+
+class Guard:
+    """What the host knows of bad steps. `looked`: the step at which it last looked."""
+
+    def __init__(self, policy: str):
+        self.policy = policy
+        self.looked = 0
+        self.from_step = 0  # that the snapshot is of
+        self.skipped = 0  # bad steps of this interval that the host knows of
+        self.rollbacks = 0  # of this interval
+        self.snapshot: dict[str, Tensor] | None = None
+
+    def state(self) -> dict[str, Any]:
+        return {k: getattr(self, k) for k in ("looked", "from_step", "skipped", "rollbacks")}
+
+    def load(self, state: dict[str, Any], snapshot: dict[str, Tensor]) -> None:
+        for key, value in state.items():
+            setattr(self, key, value)
+        self.snapshot = snapshot or None
+
+    def begin(self, t: _Trainer) -> None:
+        """A new interval."""
+        self.looked, self.from_step, self.skipped, self.rollbacks = t.step, t.step, 0, 0
+        if self.policy == "rollback":
+            self.snapshot = {k: v.detach().clone() for k, v in _everything(t).items()}
+
+    def look(self, t: _Trainer) -> bool:
+        """Waits for the device; True if the steps since the last look were good, or passed over. False after a rollback.
+
+        Raises FloatingPointError as the policy says."""
+        bad = int(t.update.num_bad)
+        first = t.step - bad + 1  # with a sticky flag, every step from the first bad one on is counted
+        if not bad:
+            self.looked = t.step
+            return True
+        if self.policy == "skip":
+            self.skipped += bad
+            t.update.reset()
+            self.looked = t.step
+            return True
+        if self.policy == "raise" or self.rollbacks == MOST_ROLLBACKS or self.snapshot is None:
+            raise FloatingPointError(explain(t, first))
+        self.rollbacks += 1
+        self.skipped += 1
+        t.update.reset()
+        t.held.load_state_dict({k[6:]: v for k, v in self.snapshot.items() if k.startswith("model.")})
+        state = {k[10:]: v for k, v in self.snapshot.items() if k.startswith("optimizer.")}
+        load_optimizer_tensors(t.optimizer, state, {})
+        if not state:
+            t.optimizer.state.clear()
+        t.update.forget()
+        if t.average is not None:
+            t.average.load({k[8:]: v for k, v in self.snapshot.items() if k.startswith("average.")})
+        t.bar.say(
+            f"step {first:,} was not finite: back to the weights of step {self.from_step:,}, on behind that batch"
+        )
+        t.step = self.looked = first
+        return False
+
+
+def _everything(t: _Trainer) -> dict[str, Tensor]:
+    tensors = {f"model.{k}": v for k, v in t.held.state_dict().items()}
+    tensors |= {f"optimizer.{k}": v for k, v in optimizer_tensors(t.optimizer)[0].items()}
+    return tensors | ({f"average.{k}": v for k, v in t.average.state().items()} if t.average else {})
+
+
+def explain(t: _Trainer, bad: int) -> str:
+    """Which step, which term, which activations. The weights are still those before the step, so it is computed again."""
+    values, largest = _again(t, bad)
+    wrong = [k for k, v in values.items() if not math.isfinite(v) and k != "loss"] or ["the gradient"]
+    shown = ", ".join(f"{k} {v:g}" for k, v in values.items())
+    seen = "; ".join(f"{name} {value:.3g}" for name, value in largest)
+    kept = f"; the last checkpoint is {paths[-1]}" if t.run and (paths := t.run.checkpoints.paths()) else ""
+    return (
+        f"the loss is not finite at step {bad} (epoch {(bad - 1) // t.per_epoch + 1}): {', '.join(wrong)} ({shown}). "
+        f"Largest activations there: {seen}. The step was not taken: the weights are those of step {bad - 1}{kept}. "
+        f"Lower lr={t.asked['lr']:g}, set clip=1.0, scale the data, or pass nonfinite='skip' or 'rollback'"
+    )
+
+
+def _again(t: _Trainer, bad: int) -> tuple[dict[str, float], list[tuple[str, float]]]:
+    """The bad step's forward pass once more: (its values, the three layers with the largest outputs)."""
+    seen: dict[str, Tensor] = {}
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.is_floating_point():
+                top = output.detach().abs().max().float()
+                seen[name] = torch.maximum(seen[name], top) if name in seen else top
+
+        return hook
+
+    layers = [(n, m) for n, m in t.model.named_modules() if n and not list(m.children())]
+    hooks = [m.register_forward_hook(watch(n)) for n, m in layers]
+    try:
+        window = next(t.windows((bad - 1) // t.per_epoch, (bad - 1) % t.per_epoch, at=bad - 1), [])
+        values: dict[str, float] = {}
+        for batch in window:
+            with torch.no_grad(), t.hardware.autocast(), t.world.spread(batch.total):
+                loss = t.loss(t.hardware.place(batch.x), **told(batch.condition))
+            named = {"loss": loss.total, **loss.terms}
+            means = (
+                torch.stack([v.detach().double().cpu() for v in named.values()])
+                * t.world.rows(batch.total)
+                / batch.total
+            )
+            found = dict(zip(named, t.world.sum(means).tolist()))
+            if not values or not all(math.isfinite(v) for v in found.values()):
+                values = found
+    finally:
+        for hook in hooks:
+            hook.remove()
+    order = sorted(seen.items(), key=lambda kv: -math.inf if torch.isnan(kv[1]) else -float(kv[1]))
+    return values, [(name, float(value)) for name, value in order[:3]]

@@ -1,0 +1,118 @@
+"""Losses and gradients that are not finite: no step is taken with one, whatever follows."""
+
+import pytest
+import torch
+from conftest import assert_same_run, fit, make_images, model_of, state_of
+
+import aezoo
+from aezoo.train import loop
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch):
+    monkeypatch.setattr("aezoo.pictures.draw_run", lambda *args: ([], []))
+
+
+class Poisoned(torch.utils.data.Dataset):
+    """Images of which one is not finite."""
+
+    def __init__(self, bad=40):
+        self.x, self.bad = make_images(64)[0], bad
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        return self.x[i] * float("inf") if i == self.bad else self.x[i]
+
+
+def bad_step(seed=0):
+    """The step of the first epoch that meets the poisoned sample (batches of 16, from 1)."""
+    order = aezoo.load_data(make_images(64)[0]).order(loop.mix_seed(seed, 0)).tolist()
+    return order.index(40) // 16 + 1
+
+
+def poisoned_fit(model, **more):
+    return fit(model, aezoo.load_data(Poisoned(bad=40), workers=0), **{"epochs": 2, **more})
+
+
+@pytest.fixture(autouse=True)
+def _unchecked(monkeypatch):
+    """The poisoned samples are to reach the loop."""
+    monkeypatch.setattr("aezoo.data.datasets.DatasetSource.check", lambda *_: (0.0, 1.0))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "rmsprop", "adam(amsgrad=True)"])
+def test_raise_names_step_term_and_activations_and_leaves_the_weights_of_the_step_before(tmp_path, optimizer):
+    model, clean, bad = model_of("ae"), model_of("ae"), bad_step()
+    with pytest.raises(FloatingPointError, match=rf"step {bad} \(epoch 1\): recon .*Largest activations there: \w+.*weights are those of step {bad - 1}"):  # fmt: skip
+        poisoned_fit(model, out=tmp_path, optimizer=optimizer)
+    if bad > 1:
+        fit(clean, aezoo.load_data(Poisoned(bad=-1), workers=0), steps=bad - 1, optimizer=optimizer)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), clean.parameters()))
+    assert all(torch.isfinite(v).all() for v in state_of(tmp_path)[1].values())
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "rmsprop"])
+@pytest.mark.parametrize("backbone", ["mlp(widths=(32,))", "mlp(widths=(32,), norm='batch')"])
+def test_skip_goes_on_and_counts(tmp_path, optimizer, backbone):
+    torch.manual_seed(3)
+    model = aezoo.create_model("ae", input_shape=(1, 12, 12), latent_dim=4, backbone=backbone)
+    result = poisoned_fit(model, nonfinite="skip", optimizer=optimizer, out=tmp_path, epochs=3, lr=1e-2)
+    assert [row["skipped"] for row in result.history] == [1, 1, 1]
+    assert all(torch.isfinite(v).all() for v in model.state_dict().values())
+    assert result.history[-1]["loss"] < result.history[0]["loss"]
+
+
+def test_skip_is_the_run_without_that_step():
+    """One step of sgd on the good batches, in their order, by hand."""
+    model, other = model_of("ae"), model_of("ae")
+    poisoned_fit(model, nonfinite="skip", epochs=1, optimizer="sgd(momentum=0.0)", lr=0.1)
+    order = aezoo.load_data(make_images(64)[0]).order(loop.mix_seed(0, 0))
+    for index in order.split(16):
+        if 40 not in index:
+            other.loss(make_images(64)[0][index]).total.backward()
+            with torch.no_grad():
+                for p in other.parameters():
+                    p -= 0.1 * p.grad
+                    p.grad = None
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(model.parameters(), other.parameters()))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+def test_rollback_goes_on_behind_the_bad_batch(tmp_path, capsys, optimizer):
+    def go(out, **more):
+        return poisoned_fit(model_of("ae"), nonfinite="rollback", epochs=3, out=out, optimizer=optimizer, **more)
+
+    result = go(tmp_path / "a", progress=True)
+    assert f"step {bad_step()} was not finite: back to the weights of step 0" in capsys.readouterr().out
+    assert [row["skipped"] for row in result.history] == [1, 1, 1]
+    assert result.history[-1]["loss"] < result.history[0]["loss"]
+    assert all(torch.isfinite(v).all() for v in result.model.state_dict().values())
+    go(tmp_path / "b", checkpoint_every=1, callbacks=[lambda row: row["epoch"] < 2])
+    go(tmp_path / "b", resume=True, checkpoint_every=1)
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+def test_rollback_gives_up_when_everything_is_bad(tmp_path):
+    class AllBad(Poisoned):
+        def __getitem__(self, i):
+            return self.x[i] * float("nan")
+
+    with pytest.raises(FloatingPointError, match="not finite at step"):
+        fit(model_of("ae"), aezoo.load_data(AllBad(), workers=0), nonfinite="rollback", epochs=2, out=tmp_path)
+
+
+def test_a_gradient_that_is_not_finite_under_a_finite_loss_is_found():
+    @aezoo.register("steep_ae")
+    class Steep(aezoo.BaseAE):
+        """sqrt has an infinite slope at 0."""
+
+        def bottleneck(self, h, sample):
+            return h, {"steep": (h * 0).sum(1).abs().sqrt()}
+
+    try:
+        with pytest.raises(FloatingPointError, match=r"at step 1 .*the gradient"):
+            fit(model_of("steep_ae"), make_images(64)[0], epochs=1)
+    finally:
+        del aezoo.registry.MODELS.entries["steep_ae"]
