@@ -11,98 +11,73 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..storage import read_tensors
-from .sources import DatasetSource, Source, TensorSource
+from .datasets import DatasetSource
+from .images import IMAGE_ENDINGS, look, read_image
+from .shards import Y_KEYS, ArrayRows, pick
+from .sources import Source, TensorSource, arrays_source
+from .streams import StreamSource
+from .tars import TarRows
 
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-IN_MEMORY = 2 * 2**30  # bytes of decoded pixels up to which a folder becomes one tensor
-
-X_KEYS = ("x", "X", "data", "images", "samples", "x_train", "arr_0")
-Y_KEYS = ("y", "Y", "labels", "label", "targets", "target", "class", "y_train")
-
+IN_MEMORY = 2 * 2**30  # bytes of samples up to which a folder or a file becomes one tensor; what is larger is streamed
 
 # --------------------------------------------------------------------------------------------------------------- images
-
-
-def read_image(path: str | Path, size: tuple[int, int] | None = None, channels: int = 3) -> Tensor:
-    """One image file -> (C, H, W) uint8, turned as its EXIF says. `size` (height, width): resized to cover, centre-cropped.
-
-    Raises ValueError naming the file if it cannot be read."""
-    import numpy as np
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-                pixels = np.asarray(image, dtype=np.float32)
-                top = 65535.0 if image.mode != "F" else (1.0 if pixels.max(initial=0) <= 1 else 255.0)
-                image = Image.fromarray((pixels * (255 / top)).clip(0, 255).astype(np.uint8))
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                rgba = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-            image = image.convert("L" if channels == 1 else "RGB")
-            if size is not None and image.size != (size[1], size[0]):
-                image = ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BICUBIC)
-            array = np.array(image)
-    except Exception as error:  # Pillow raises many kinds for a damaged file
-        raise ValueError(f"{path} cannot be read as an image: {type(error).__name__}: {error}") from None
-    return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
-
-
-def _look(path: Path) -> tuple[tuple[int, int], bool] | str:
-    """((height, width), has colour) from the header alone, or why it cannot be read."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(0x0112, 1) >= 5
-            size = image.size if turned else image.size[::-1]
-            return size, image.mode not in ("1", "L", "LA", "I", "F") and not image.mode.startswith("I;")
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
 
 
 class _Images(torch.utils.data.Dataset):
     """Image files as a Dataset of (uint8 tensor, label); picklable, for loader processes."""
 
     def __init__(self, paths: list[Path], labels: list[int] | None, size: tuple[int, int] | None, channels: int):
-        self.paths, self.labels, self.size, self.channels = paths, labels, size, channels
+        self.size, self.channels = size, channels
+        self.labels = None if labels is None else torch.tensor(labels)
+        # names in one string of bytes: a list of paths would be copied page by page into each loader process that reads it
+        names = [os.fsencode(p) for p in paths]
+        self.names, self.ends = b"".join(names), torch.tensor([0, *map(len, names)]).cumsum(0)
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.ends) - 1
+
+    def path(self, i: int) -> str:
+        begin, end = self.ends[i : i + 2].tolist()
+        return os.fsdecode(self.names[begin:end])
 
     def __getitem__(self, i: int) -> Any:
-        x = read_image(self.paths[i], self.size, self.channels)
-        return x if self.labels is None else (x, self.labels[i])
+        x = read_image(self.path(i), self.size, self.channels)
+        return x if self.labels is None else (x, int(self.labels[i]))
 
 
-def load_folder(
-    folder: Path, size: Any, channels: int | None, binarize: str, workers: int | None, skip_corrupt: bool
-) -> Source:
-    """A folder of images, flat or one folder a class: in memory (uint8) up to 2 GiB, else read by loader processes.
-
-    Raises ValueError if it holds no image, for images that cannot be read (all are listed), and for mixed sizes without `size`."""
-    files = sorted(
+def files_in(folder: Path) -> list[Path]:
+    """All files below `folder`, sorted, without hidden ones."""
+    return sorted(
         p
         for p in folder.rglob("*")
         if p.is_file() and not any(part.startswith(".") for part in p.relative_to(folder).parts)
     )
+
+
+def load_folder(
+    folder: Path, files: list[Path], size: Any, channels: int | None, binarize: str, workers: int | None, skip: bool
+) -> Source:
+    """The images among the `files` of a folder, flat or one folder a class: in memory (uint8) up to 2 GiB, else read by loader
+    processes. `skip`: leave unreadable ones out.
+
+    Raises ValueError if there is no image, for images that cannot be read (all are listed), and for mixed sizes without `size`."""
     paths = [p for p in files if p.suffix.lower() in IMAGE_ENDINGS]
     if not paths:
         holds = Counter(p.suffix.lower() or "no ending" for p in files)
         found = ", ".join(f"{n} x {ending}" for ending, n in holds.most_common(4)) or "nothing"
-        raise ValueError(f"{folder} holds no image ({', '.join(IMAGE_ENDINGS)}); it holds {found}")
+        raise ValueError(
+            f"{folder} holds no image ({', '.join(IMAGE_ENDINGS)}) and no shard ({', '.join(SHARDS)}); it holds {found}"
+        )
 
     with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
-        looks = list(pool.map(_look, paths))
-    bad = [(p, look) for p, look in zip(paths, looks) if isinstance(look, str)]
-    kept = [(p, look) for p, look in zip(paths, looks) if not isinstance(look, str)]
-    if (bad and not skip_corrupt) or not kept:
+        looks = list(pool.map(look, paths))
+    bad = [(p, seen) for p, seen in zip(paths, looks) if isinstance(seen, str)]
+    kept = [(p, seen) for p, seen in zip(paths, looks) if not isinstance(seen, str)]
+    if (bad and not skip) or not kept:
         raise ValueError(_corrupt(folder, [f"{p.relative_to(folder)} ({why})" for p, why in bad], len(paths)))
-    sizes = Counter(look[0] for _, look in kept)
+    sizes = Counter(seen[0] for _, seen in kept)
     if size is None and len(sizes) > 1:
         most = ", ".join(f"{n} of {h}x{w}" for (h, w), n in sizes.most_common(3))
         smallest = min(min(s) for s in sizes)
@@ -110,7 +85,7 @@ def load_folder(
             f"{folder} holds images of {len(sizes)} sizes (height x width: {most}); pass size=, e.g. size={smallest}"
         )
     height, width = size or next(iter(sizes))
-    channels = channels or (3 if any(look[1] for _, look in kept) else 1)
+    channels = channels or (3 if any(seen[1] for _, seen in kept) else 1)
 
     paths = [p for p, _ in kept]
     names = sorted({p.relative_to(folder).parts[0] for p in paths if len(p.relative_to(folder).parts) > 1})
@@ -120,13 +95,13 @@ def load_folder(
     source: Source
     if len(paths) * channels * height * width <= IN_MEMORY:
         source, failed = _decoded(images, channels, height, width, binarize, str(folder))
-        if failed and not skip_corrupt:
+        if failed and not skip:
             raise ValueError(_corrupt(folder, failed, len(paths)))
         bad_names = [str(p.relative_to(folder)) for p, _ in bad] + failed
     else:
         source = DatasetSource(
             images,
-            workers=os.cpu_count() or 1 if workers is None else workers,
+            workers=min(8, os.cpu_count() or 1) if workers is None else workers,
             binarize=binarize,
             description=str(folder),
         )
@@ -154,7 +129,7 @@ def _decoded(
 
     def put(i: int) -> str | None:
         try:
-            x[i] = read_image(images.paths[i], images.size, images.channels)
+            x[i] = read_image(images.path(i), images.size, images.channels)
         except ValueError as error:
             return str(error)
         return None
@@ -163,7 +138,7 @@ def _decoded(
         many = tqdm(pool.map(put, range(len(images))), "reading", len(images), unit="img", leave=False, delay=1.0)
         errors = list(many)
     good = torch.tensor([i for i, e in enumerate(errors) if e is None], dtype=torch.long)
-    y = None if images.labels is None else torch.tensor(images.labels)
+    y = images.labels
     failed = [e for e in errors if e is not None]
     if failed:
         if not len(good):
@@ -173,23 +148,6 @@ def _decoded(
 
 
 # --------------------------------------------------------------------------------------------------------------- arrays
-
-
-def _pick(arrays: dict[str, Any], path: Path) -> tuple[Any, Any]:
-    """Samples and labels among named arrays."""
-    shapes = ", ".join(f"{k} {tuple(v.shape)}" for k, v in arrays.items()) or "nothing"
-    y = next((arrays[k] for k in Y_KEYS if k in arrays), None)
-    x = next((arrays[k] for k in X_KEYS if k in arrays), None)
-    if x is None:
-        rest = [v for k, v in arrays.items() if k not in Y_KEYS]
-        if not rest and y is not None:
-            raise ValueError(f"{path} holds labels only ({shapes}); name the samples {', '.join(X_KEYS[:3])}")
-        if len(rest) != 1:
-            raise ValueError(
-                f"{path} holds {shapes}; name the samples {', '.join(X_KEYS[:3])} (and labels {', '.join(Y_KEYS[:3])})"
-            )
-        x = rest[0]
-    return x, y
 
 
 def _npy(path: Path) -> tuple[Any, Any]:
@@ -202,11 +160,11 @@ def _npz(path: Path) -> tuple[Any, Any]:
     import numpy as np
 
     with np.load(path, allow_pickle=False) as f:
-        return _pick({k: f[k] for k in f.files}, path)
+        return pick({k: f[k] for k in f.files}, path)
 
 
 def _safetensors(path: Path) -> tuple[Any, Any]:
-    return _pick(read_tensors(path)[0], path)
+    return pick(read_tensors(path)[0], path)
 
 
 def _csv(path: Path) -> tuple[Any, Any]:
@@ -255,6 +213,48 @@ def _csv(path: Path) -> tuple[Any, Any]:
     return torch.cat([table[:, :label], table[:, label + 1 :]], 1), y
 
 
+SHARDS = (".tar", ".safetensors", ".npy")
+
+
+def shards_of(what: str, files: list[Path]) -> list[Path]:
+    """The shards among `files`: those of the one ending, .tar, .safetensors or .npy, that occurs; none if there is an image.
+
+    Raises ValueError, naming `what`, if several of these endings occur."""
+    endings = Counter(p.suffix.lower() for p in files)
+    kinds = [ending for ending in SHARDS if endings[ending]]
+    if not kinds or any(endings[ending] for ending in IMAGE_ENDINGS):
+        return []
+    if len(kinds) > 1:
+        held = ", ".join(f"{endings[k]} x {k}" for k in kinds)
+        raise ValueError(
+            f"{what} holds shards of several kinds ({held}); pass a pattern, e.g. {what.rstrip('/')}/*{kinds[0]}"
+        )
+    return [p for p in files if p.suffix.lower() == kinds[0]]
+
+
+def load_shards(
+    paths: list[Path], description: str, size: Any, channels: int | None, binarize: str, workers: int | None
+) -> Source:
+    """Shards of one kind as one source: in memory up to 2 GiB, else streamed.
+
+    Raises ValueError for damaged, hostile or mixed shards, and for a `size` or `channels` that the stored arrays do not have."""
+    try:
+        rows = TarRows(paths, size, channels, workers) if paths[0].suffix.lower() == ".tar" else ArrayRows(paths)
+    except OSError as error:
+        raise ValueError(f"{description} cannot be read: {error}") from None
+    if len(rows) == 0:
+        raise ValueError(f"{description} is empty: shape {(0, *rows.shape)}")
+    stored = rows.shape if len(rows.shape) == 3 else (None, *rows.shape[:2])
+    if (size is not None and size != stored[1:]) or (channels is not None and channels != stored[0]):
+        asked = f"size={size!r}" if size is not None and size != stored[1:] else f"channels={channels!r}"
+        raise ValueError(
+            f"{asked} does not apply to the arrays of {description}, which hold samples of shape {rows.shape}"
+        )
+    if len(rows) * rows.row_bytes > IN_MEMORY:
+        return StreamSource(rows, binarize=binarize, description=description)
+    return arrays_source(rows.all(), rows.labels, binarize, description)
+
+
 READERS: dict[str, Callable[[Path], tuple[Any, Any]]] = {
     ".npy": _npy,
     ".npz": _npz,
@@ -269,8 +269,11 @@ def load_file(path: Path) -> tuple[Any, Any]:
     if reader is None:
         why = " (pickles can run code, so they are not read)" if path.suffix.lower() in (".pt", ".pth", ".pkl") else ""
         one = " (for images, pass their folder)" if path.suffix.lower() in IMAGE_ENDINGS else ""
+        packed = path.name.lower().endswith((".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst"))
+        unpack = " (it cannot be read by position: unpack it to .tar first)" if packed else ""
         raise ValueError(
-            f"{path}: cannot read {path.suffix or 'a file without an ending'!r}{why}{one}; allowed: {', '.join(READERS)}"
+            f"{path}: cannot read {path.suffix or 'a file without an ending'!r}{why}{one}{unpack}; allowed: "
+            f"{', '.join(READERS)}, .tar"
         )
     try:
         return reader(path)

@@ -1,9 +1,10 @@
-"""`load_data`: tensors, arrays, Datasets, DataLoaders, folders, files and registered names, all through one door."""
+"""`load_data`: tensors, arrays, Datasets, DataLoaders, folders, files, shards and registered names, all through one door."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from torch import Tensor
 
 from ..base import positive
 from ..registry import choice, nearest
-from .files import IMAGE_ENDINGS, READERS, load_file, load_folder
+from . import files
+from .datasets import DatasetSource, LoaderSource
+from .files import READERS, SHARDS, files_in, load_file, load_folder, load_shards, shards_of
 from .named import DATASETS
-from .sources import DatasetSource, LoaderSource, Source, TensorSource
+from .sources import Source, arrays_source
 
 MANY = 2000  # samples from which a Dataset is read by loader processes
 
@@ -37,17 +40,20 @@ def load_data(
         source: a tensor or NumPy array (N, *shape), a pair (samples, labels), a `torch.utils.data.Dataset` (with or without
             labels), a `DataLoader`, a folder of images (flat, or one folder a class), a .npy/.npz/.safetensors/.csv file, or a
             registered name such as "fashion-mini". uint8 is scaled to [0, 1]; floating point is taken as it is.
+            Shards, .npy or .safetensors (samples `x`, labels `y`) or WebDataset .tar (images or .npy, with .cls or .json): a
+            folder of them, a pattern such as "data/shard-*.tar", or one file. Up to 2 GiB of decoded samples are held in
+            memory; more is streamed with flat memory, shuffled by blocks of consecutive samples and within windows of blocks.
         split: "train" or "test", for registered names.
-        size: height = width, or (height, width): images are resized to cover it and cropped at the centre. Folders of mixed
-            sizes need it.
-        channels: 1 or 3, for folders; by default 3 if any image has colour.
+        size: height = width, or (height, width): images are resized to cover it and cropped at the centre. Folders and .tar
+            shards of mixed sizes need it.
+        channels: 1 or 3, for folders and .tar shards; by default 3 if any image has colour.
         binarize: "none"; "dynamic" (each pixel drawn anew with its grey value as probability at every visit), "static" (drawn once,
             always the same) or "threshold" (> 0.5). These are different data sets: never compare figures across them.
         limit: keep only the first that many samples.
         root: where registered data sets lie, in torchvision's layout; default: the environment's AEZOO_DATA, else
             ~/.cache/aezoo. They are downloaded there if they are missing and there is a network.
-        workers: loader processes for Datasets and folders too large for memory; by default the cores (8 at most), and none
-            for Datasets of fewer than 2,000 samples.
+        workers: loader processes for Datasets and folders too large for memory, decoding threads for .tar shards; by default the
+            cores (8 at most), and no process for Datasets of fewer than 2,000 samples. The batches do not depend on it.
         skip_corrupt: leave unreadable images out (they are listed) instead of raising.
 
     Raises FileNotFoundError, ValueError or TypeError that name what was found and what is taken."""
@@ -115,36 +121,56 @@ def _from_text(
 ) -> Source:
     path = Path(text).expanduser()
     if path.is_dir():
+        found = files_in(path)
+        if shards := shards_of(text, found):
+            _refuse(f"the shards in {text}", given, "size", "channels", "binarize", "limit", "workers")
+            return load_shards(shards, text, size, channels, binarize, workers)
         _refuse(f"the folder {text}", given, "size", "channels", "binarize", "limit", "workers", "skip_corrupt")
-        return load_folder(path, size, channels, binarize, workers, skip_corrupt)
+        return load_folder(path, found, size, channels, binarize, workers, skip_corrupt)
     if path.is_file():
+        ending = path.suffix.lower()
+        if ending == ".tar":
+            _refuse(f"the file {text}", given, "size", "channels", "binarize", "limit", "workers")
+            return load_shards([path], text, size, channels, binarize, workers)
         _refuse(f"the file {text}", given, "binarize", "limit")
-        return _arrays(*load_file(path), binarize, str(path))
+        if ending in SHARDS and path.stat().st_size > files.IN_MEMORY:
+            return load_shards([path], text, None, None, binarize, None)
+        return arrays_source(*load_file(path), binarize, str(path))
     if text in DATASETS:
         _refuse(f"the data set {text}", given, "split", "size", "binarize", "limit", "root", "workers")
         return DATASETS[text](split=split, size=size, binarize=binarize, root=root, workers=workers)
+    if any(c in text for c in "*?["):
+        _refuse(f"the shards {text}", given, "size", "channels", "binarize", "limit", "workers")
+        found = sorted(Path(p) for p in glob(str(path), recursive=True) if Path(p).is_file())
+        if not found:
+            raise FileNotFoundError(f"no file matches {text!r}; shards are {', '.join(SHARDS)}")
+        if odd := [p.name for p in found if p.suffix.lower() not in SHARDS]:
+            raise ValueError(
+                f"{text} matches {odd[0]!r}; a pattern takes shards ({', '.join(SHARDS)}), images go by folder"
+            )
+        return load_shards(shards_of(text, found), text, size, channels, binarize, workers)
     beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     hint = nearest(text, DATASETS) or nearest(path.name, beside)
     raise FileNotFoundError(
         f"no file, folder or data set {text!r}; registered data sets: {', '.join(DATASETS)}; "
-        f"files: a folder of images, or {', '.join(READERS)}.{hint}"
+        f"files: a folder of images, {', '.join(READERS)}, or shards ({', '.join(SHARDS)}) by folder or pattern.{hint}"
     )
 
 
 def _from_object(source: Any, binarize: str, workers: int | None) -> Source:
     if hasattr(source, "to_numpy"):  # a table of pandas or polars
-        return _arrays(source.to_numpy(), None, binarize, type(source).__name__)
+        return arrays_source(source.to_numpy(), None, binarize, type(source).__name__)
     if isinstance(source, torch.utils.data.DataLoader):
         if binarize != "none":
             raise ValueError("binarize= does not apply to a DataLoader; binarise in its Dataset")
         return LoaderSource(source)
     if isinstance(source, torch.utils.data.TensorDataset):
         labels = source.tensors[1] if len(source.tensors) > 1 else None
-        return _arrays(source.tensors[0], labels, binarize, "TensorDataset")
+        return arrays_source(source.tensors[0], labels, binarize, "TensorDataset")
     if isinstance(source, (tuple, list)) and len(source) == 2 and all(hasattr(s, "shape") for s in source):
-        return _arrays(source[0], source[1], binarize, "(samples, labels)")
+        return arrays_source(source[0], source[1], binarize, "(samples, labels)")
     if isinstance(source, Tensor) or type(source).__module__ == "numpy":
-        return _arrays(source, None, binarize, "tensor" if isinstance(source, Tensor) else "array")
+        return arrays_source(source, None, binarize, "tensor" if isinstance(source, Tensor) else "array")
     if isinstance(source, torch.utils.data.IterableDataset):
         raise TypeError(
             "an IterableDataset has no length and no order; make it map-style, with __len__ and __getitem__"
@@ -155,47 +181,8 @@ def _from_object(source: Any, binarize: str, workers: int | None) -> Source:
         return DatasetSource(source, workers=workers, binarize=binarize, description=type(source).__name__)
     raise TypeError(
         f"cannot read data from {type(source).__name__}; pass a tensor, an array, a pair (samples, labels), a Dataset, a DataLoader, "
-        "a folder, a file or a registered name"
+        "a folder, a file, a pattern of shards or a registered name"
     )
 
 
-def _arrays(x: Any, y: Any, binarize: str, description: str) -> TensorSource:
-    """Samples and labels in arrays, checked."""
-    x = x if isinstance(x, Tensor) else _tensor(x, description)
-    if x.dim() < 2:
-        what = "looks like labels only" if not x.is_floating_point() else "has no axis for the features of a sample"
-        raise ValueError(
-            f"{description} has shape {tuple(x.shape)}, which {what}; samples are (N, *shape), with at least two axes"
-        )
-    if len(x) == 0:
-        raise ValueError(f"{description} is empty: shape {tuple(x.shape)}")
-    if x.is_complex():
-        raise TypeError(
-            f"{description} is complex ({x.dtype}); pass real numbers, e.g. the magnitude, or real and imaginary channels"
-        )
-    if x.dtype == torch.bool:
-        x = x.to(torch.uint8) * 255
-    elif x.dtype != torch.uint8:
-        x = x.to(torch.get_default_dtype()) if not x.is_floating_point() else x
-    if y is not None:
-        y = (y if isinstance(y, Tensor) else _tensor(y, f"labels of {description}")).cpu()
-        y = y.squeeze(-1) if y.dim() == 2 and y.shape[1] == 1 else y
-    return TensorSource(x.detach(), y, binarize=binarize, description=description)
-
-
-def _tensor(array: Any, description: str) -> Tensor:
-    import numpy as np
-
-    array = np.asarray(array)
-    if array.dtype.kind not in "biuf":
-        raise TypeError(f"{description} has dtype {array.dtype}; allowed: numbers and booleans")
-    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
-        array = array.astype(np.int64)
-    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
-        array = array.astype(np.float64)
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
-    return torch.from_numpy(np.ascontiguousarray(array))
-
-
-__all__ = ["IMAGE_ENDINGS", "load_data"]
+__all__ = ["load_data"]

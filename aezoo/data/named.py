@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..registry import Registry
-from .sources import DatasetSource, Source, TensorSource
+from . import sequences, tables
+from .datasets import DatasetSource
+from .sources import Source, TensorSource
 
 DATASETS: Registry[Callable[..., Source]] = Registry("data set")
 
@@ -165,3 +167,41 @@ class _First(torch.utils.data.Dataset):
 
     def __getitem__(self, i: int) -> Any:
         return self.data[i][0]
+
+
+def _numbers(name: str, doc: str, make: Callable[[str], tuple[Any, Any, Sequence[str]]]) -> None:
+    """Registers a set of series or rows, which is made by its split."""
+
+    def load(split: str, size: Any, binarize: str, root: Any, workers: Any) -> Source:
+        if size is not None:
+            raise ValueError(f"size={size!r} does not apply to the data set {name}, which holds no images")
+        x, y, classes = make(split)
+        return _tensor_source(name, x, y, None, binarize, classes)
+
+    load.__doc__, load.__name__, load.__qualname__ = doc, f"load_{name}", f"load_{name}"
+    DATASETS.register(name)(load)
+
+
+_numbers(
+    "waves",
+    "2,000 + 500 made-up series of 64 steps in two channels: sines, saws and chirps with noise.",
+    lambda split: (*sequences.waves(split), sequences.WAVES),
+)
+_numbers(
+    "waves-ragged",
+    "The waves, each with a length of its own from 24 to 64 steps, padded with NaN.",
+    lambda split: (*sequences.waves(split, ragged=True), sequences.WAVES),
+)
+_numbers(
+    "wine", "scikit-learn's 178 wines: 13 measurements, three cultivars; every fifth row is for testing.", tables.wine
+)
+_numbers(
+    "breast-cancer",
+    "scikit-learn's 569 tumours: 30 measurements, malignant or benign; every fifth row is for testing.",
+    tables.breast_cancer,
+)
+_numbers(
+    "wine-mixed",
+    "The wines with three columns cut into classes (columns={0: 3, 4: 4, 9: 5}) and 5 % of the entries missing (NaN).",
+    tables.wine_mixed,
+)

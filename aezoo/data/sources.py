@@ -2,25 +2,25 @@
 
 A source is one of
 - `TensorSource`: everything in one tensor, uint8 kept as uint8; a batch is a gather, and conversion happens after it;
-- `DatasetSource`: a map-style `Dataset`, read by a worker-backed loader;
-- `LoaderSource`: a `DataLoader` of the user's own, taken as it is (its batches, its order).
-The loop asks for `batches(plan, device)`, where the plan is a list of index tensors, one per batch: the order of the data is the
-loop's business, f(seed, epoch), and the source's only business is to fetch.
+- `StreamSource` (streams.py): rows in files that do not fit in memory, read in blocks by a thread;
+- `DatasetSource` (datasets.py): a map-style `Dataset`, read by a worker-backed loader;
+- `LoaderSource` (datasets.py): a `DataLoader` of the user's own, taken as it is (its batches, its order).
+The loop takes `order(seed)`, a permutation that depends on nothing but the seed, cuts it into a plan (index tensors, one per
+batch) and asks for `batches(plan, device)`. So a run resumes at any step by asking for the rest of the plan.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from numbers import Number
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..base import checked_shape, shape_hint
-from ..randomness import mix_seed, seeded_sample
 from ..registry import choice
+from .prefetch import to_device
 
 
 class Batch(NamedTuple):
@@ -47,6 +47,10 @@ class Source:
     def __repr__(self) -> str:
         return f"<{len(self):,} samples of {self.description}, shape {self.shape}>"
 
+    def order(self, seed: int) -> Tensor:
+        """A permutation of range(len(self)), (N,) int64: a pure function of `seed`, and what an epoch goes through."""
+        return torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+
     def batches(
         self, plan: Sequence[Tensor], device: torch.device, dtype: torch.dtype = torch.float32, seed: int = 0
     ) -> Iterator[Batch]:
@@ -62,7 +66,10 @@ class Source:
 
     def split(self, fraction: float, seed: int) -> tuple[Source, Source]:
         """(1 - fraction, fraction) of the samples, drawn at random by `seed`."""
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        return self._parts(fraction, torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)))
+
+    def _parts(self, fraction: float, order: Tensor) -> tuple[Source, Source]:
+        """The first `fraction` of `order` is held out."""
         held = max(1, round(fraction * len(self)))
         if held >= len(self):
             raise ValueError(
@@ -96,18 +103,23 @@ class Source:
         other.shape = want
         return other
 
-    def check(self, support: tuple[float, float] | None = None) -> tuple[float, float]:
+    def check(self, support: tuple[float, float] | None = None, missing: bool = False) -> tuple[float, float]:
         """Looks at the whole tensor, or at the first batch where there is no tensor; returns (lowest, highest).
 
-        Raises ValueError for NaN and infinities, naming the first such sample."""
+        Raises ValueError for NaN and infinities, naming the first such sample; `missing` lets NaN pass, which stands for a
+        value that is not there."""
         raise TypeError(f"{type(self).__name__} does not define check")
 
 
-def _finite_range(x: Tensor, first: int = 0) -> tuple[float, float]:
+def finite_range(x: Tensor, first: int = 0, missing: bool = False) -> tuple[float, float]:
     if not x.is_floating_point():
         if x.dtype == torch.uint8:
             return float(x.min()) / 255, float(x.max()) / 255
         x = x.float()
+    if missing:
+        x = x[~torch.isnan(x)].view(-1, 1)
+        if not x.numel():
+            raise ValueError("the data holds nothing but NaN")
     low, high = x.aminmax()
     if not torch.isfinite(low) or not torch.isfinite(high):
         bad = (~torch.isfinite(x.flatten(1))).nonzero()
@@ -120,14 +132,23 @@ def _finite_range(x: Tensor, first: int = 0) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _check_binary(binarize: str, low: float, high: float) -> None:
+def check_binary(binarize: str, low: float, high: float) -> None:
     if binarize != "none" and not (low >= 0 and high <= 1):
         raise ValueError(f"binarize={binarize!r} needs data in [0, 1]; it lies in [{low:g}, {high:g}]")
 
 
-def _floats(x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """On the device, 8-bit values scaled to [0, 1]."""
-    x = x.to(device, non_blocking=True)
+def check_pixels(x: Tensor, low: float, high: float) -> None:
+    """Raises ValueError for images (N, C, H, W) in floating point that hold 8-bit values."""
+    pixels = x.is_floating_point() and x.dim() >= 4 and low >= 0 and 128 <= high <= 255
+    if pixels and bool((x[:256] == x[:256].round()).all()):
+        raise ValueError(
+            f"the data lies in [{low:g}, {high:g}] and holds whole numbers: 8-bit pixels stored as {x.dtype}; "
+            "pass them as uint8, or divide by 255"
+        )
+
+
+def floats(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """8-bit values scaled to [0, 1], others as they are."""
     return x.to(dtype).div_(255) if x.dtype == torch.uint8 else x.to(dtype)
 
 
@@ -142,7 +163,7 @@ class TensorSource(Source):
         if labels is not None and len(labels) != len(x):
             raise ValueError(f"{description} has {len(x)} samples but {len(labels)} labels")
         if self.binarize in ("static", "threshold"):
-            _check_binary(binarize, *_finite_range(x))
+            check_binary(binarize, *finite_range(x))
             scaled = x.float() / 255 if x.dtype == torch.uint8 else x
             draw = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) if binarize == "static" else 0.5
             self.x = (scaled > draw).to(torch.uint8) * 255
@@ -172,174 +193,70 @@ class TensorSource(Source):
         other.index = None if self.index is None else self.index.to(device)
         return other
 
-    def take(self, index: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Samples by position: gathered, moved, scaled, binarised. (B,) -> (B, *shape)."""
+    def _gather(self, index: Tensor) -> Tensor:
         index = index.to(self.x.device)
-        x = self.x.index_select(0, index if self.index is None else self.index[index])
-        x = _floats(x, device, dtype).view(len(x), *self.shape)
+        return self.x.index_select(0, index if self.index is None else self.index[index])
+
+    def _finish(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        x = floats(x, dtype).view(len(x), *self.shape)
         return torch.bernoulli(x) if self.binarize == "dynamic" else x
 
+    def take(self, index: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Samples by position: gathered, moved, scaled, binarised. (B,) -> (B, *shape)."""
+        return self._finish(self._gather(index).to(device), dtype)
+
     def batches(
         self, plan: Sequence[Tensor], device: torch.device, dtype: torch.dtype = torch.float32, seed: int = 0
     ) -> Iterator[Batch]:
-        for index in plan:
-            y = None if self.labels is None else self.labels[index.to(self.labels.device)]
-            yield Batch(self.take(index, device, dtype), y)
+        stored = (
+            (self._gather(i), None if self.labels is None else self.labels[i.to(self.labels.device)]) for i in plan
+        )
+        for x, y in stored if self.x.device.type == device.type else to_device(stored, device):
+            yield Batch(self._finish(x, dtype), y)
 
-    def check(self, support: tuple[float, float] | None = None) -> tuple[float, float]:
+    def check(self, support: tuple[float, float] | None = None, missing: bool = False) -> tuple[float, float]:
         x = self.x if self.index is None else self.x[self.index]
-        low, high = _finite_range(x)
-        _check_binary(self.binarize, low, high)
-        pixels = x.is_floating_point() and len(self.shape) >= 3 and low >= 0 and 128 <= high <= 255
-        if pixels and bool((x[:256] == x[:256].round()).all()):
-            raise ValueError(
-                f"the data lies in [{low:g}, {high:g}] and holds whole numbers: 8-bit pixels stored as {x.dtype}; "
-                "pass them as uint8, or divide by 255"
-            )
+        low, high = finite_range(x, missing=missing)
+        check_binary(self.binarize, low, high)
+        check_pixels(x, low, high)
         return low, high
 
 
-def _unpack(item: Any) -> tuple[Any, Any]:
-    """(x, y) of what a Dataset or DataLoader yields: a tensor, (x,), (x, y, ...) or a dict with a usual key."""
-    if isinstance(item, dict):
-        for key in ("x", "image", "images", "pixel_values", "data", "input"):
-            if key in item:
-                return item[key], next((item[k] for k in ("y", "label", "labels", "target") if k in item), None)
+def arrays_source(x: Any, y: Any, binarize: str, description: str) -> TensorSource:
+    """Samples and labels in arrays, checked."""
+    x = x if isinstance(x, Tensor) else as_numbers(x, description)
+    if x.dim() < 2:
+        what = "looks like labels only" if not x.is_floating_point() else "has no axis for the features of a sample"
         raise ValueError(
-            f"the data yields dicts with keys {', '.join(map(repr, item))}; name the samples 'x' (and labels 'y')"
+            f"{description} has shape {tuple(x.shape)}, which {what}; samples are (N, *shape), with at least two axes"
         )
-    if isinstance(item, (tuple, list)):
-        return item[0], item[1] if len(item) > 1 else None
-    return item, None
+    if len(x) == 0:
+        raise ValueError(f"{description} is empty: shape {tuple(x.shape)}")
+    if x.is_complex():
+        raise TypeError(
+            f"{description} is complex ({x.dtype}); pass real numbers, e.g. the magnitude, or real and imaginary channels"
+        )
+    if x.dtype == torch.bool:
+        x = x.to(torch.uint8) * 255
+    elif x.dtype != torch.uint8:
+        x = x.to(torch.get_default_dtype()) if not x.is_floating_point() else x
+    if y is not None:
+        y = (y if isinstance(y, Tensor) else as_numbers(y, f"labels of {description}")).cpu()
+        y = y.squeeze(-1) if y.dim() == 2 and y.shape[1] == 1 else y
+    return TensorSource(x.detach(), y, binarize=binarize, description=description)
 
 
-def _as_tensor(x: Any) -> Tensor:
-    """One sample as a tensor; PIL images become (C, H, W) uint8."""
-    if isinstance(x, Tensor):
-        return x
+def as_numbers(array: Any, description: str) -> Tensor:
+    """A NumPy array as a tensor; unsigned integers beyond 8 bits become int64. Raises TypeError for what is no number."""
     import numpy as np
 
-    if hasattr(x, "getbands"):
-        array = np.array(x)
-        return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
-    return torch.as_tensor(np.asarray(x))
-
-
-class _Seeded(torch.utils.data.Dataset):
-    """A data set whose random draws for sample i are a function of (seed, i) alone."""
-
-    def __init__(self, dataset: Any, seed: int):
-        self.dataset, self.seed = dataset, seed
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, i: int) -> Any:
-        with seeded_sample(mix_seed(self.seed, i)):
-            return self.dataset[i]
-
-
-class DatasetSource(Source):
-    """A map-style `Dataset` behind a worker-backed loader. Samples may be tensors, arrays or PIL images, with or without a label."""
-
-    def __init__(self, dataset: Any, *, workers: int = 0, binarize: str = "none", description: str = "dataset"):
-        self.dataset, self.workers, self.description = dataset, workers, description
-        self.binarize = choice("binarize", binarize, ["none", "dynamic", "threshold"])
-        if len(dataset) == 0:
-            raise ValueError(f"{description} is empty")
-        x, y = self._sample(0)
-        if x.dim() == 0:
-            raise ValueError(
-                f"{description} yields single numbers, which look like labels only; a sample needs at least one axis"
-            )
-        self.shape = tuple(x.shape)
-        self.has_labels = y is not None
-
-    def _sample(self, i: int) -> tuple[Tensor, Any]:
-        x, y = _unpack(self.dataset[i])
-        return _as_tensor(x), y
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def subset(self, index: Tensor) -> DatasetSource:
-        other = copy.copy(self)
-        other.replay = None
-        other.dataset = torch.utils.data.Subset(self.dataset, index.tolist())
-        return other
-
-    def _collate(self, items: list[Any]) -> tuple[Tensor, Tensor | None]:
-        pairs = [_unpack(item) for item in items]
-        xs = [_as_tensor(x) for x, _ in pairs]
-        odd = next((i for i, x in enumerate(xs) if x.shape != xs[0].shape), None)
-        if odd is not None:
-            raise ValueError(
-                f"{self.description} holds samples of different shapes, {tuple(xs[0].shape)} and {tuple(xs[odd].shape)}; "
-                "resize them in the Dataset, or load the folder with size="
-            )
-        ys = [y for _, y in pairs]
-        if all(isinstance(y, Number) for y in ys):
-            return torch.stack(xs), torch.as_tensor(ys)
-        same = all(isinstance(y, Tensor) and y.shape == ys[0].shape for y in ys)
-        return torch.stack(xs), torch.stack(ys) if same else None
-
-    def batches(
-        self, plan: Sequence[Tensor], device: torch.device, dtype: torch.dtype = torch.float32, seed: int = 0
-    ) -> Iterator[Batch]:
-        loader = torch.utils.data.DataLoader(
-            _Seeded(self.dataset, seed),
-            batch_sampler=[index.tolist() for index in plan],
-            collate_fn=self._collate,
-            num_workers=self.workers if len(plan) > 1 else 0,
-            pin_memory=device.type == "cuda",
-            generator=torch.Generator(),  # the loader draws its seed here, not from the global RNG
-        )
-        for x, y in loader:
-            x = _floats(x, device, dtype).view(len(x), *self.shape)
-            if self.binarize != "none":
-                x = torch.bernoulli(x) if self.binarize == "dynamic" else (x > 0.5).to(dtype)
-            yield Batch(x, y)
-
-    def check(self, support: tuple[float, float] | None = None) -> tuple[float, float]:
-        with seeded_sample(0):
-            x = self._collate([self.dataset[i] for i in range(min(64, len(self)))])[0]
-        low, high = _finite_range(x)
-        _check_binary(self.binarize, low, high)
-        return low, high
-
-
-class LoaderSource(Source):
-    """A `DataLoader` of the user's own: batches as they come, the plan is ignored. `len` counts its samples."""
-
-    ordered = False
-
-    def __init__(self, loader: Any, description: str = "DataLoader"):
-        self.loader, self.description = loader, description
-        if isinstance(loader.dataset, torch.utils.data.IterableDataset):
-            raise TypeError(
-                "the DataLoader reads an IterableDataset, which has no length; give its data set __len__ and __getitem__"
-            )
-        x = _unpack(next(iter(loader), (torch.empty(0),)))[0]
-        if not isinstance(x, Tensor) or x.dim() < 2:
-            raise ValueError(
-                f"{description} yields {type(x).__name__} batches without samples; it must yield tensors (batch, ...)"
-            )
-        self.shape = tuple(x.shape[1:])
-        self.first = x
-
-    def __len__(self) -> int:
-        return len(self.loader.dataset)
-
-    @property
-    def num_batches(self) -> int:
-        return len(self.loader)
-
-    def batches(
-        self, plan: Sequence[Tensor], device: torch.device, dtype: torch.dtype = torch.float32, seed: int = 0
-    ) -> Iterator[Batch]:
-        for item in self.loader:
-            x, y = _unpack(item)
-            yield Batch(_floats(x, device, dtype).view(len(x), *self.shape), y if isinstance(y, Tensor) else None)
-
-    def check(self, support: tuple[float, float] | None = None) -> tuple[float, float]:
-        return _finite_range(self.first)
+    array = np.asarray(array)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{description} has dtype {array.dtype}; allowed: numbers and booleans")
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+        array = array.astype(np.int64)
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        array = array.astype(np.float64)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    return torch.from_numpy(np.ascontiguousarray(array))

@@ -1,0 +1,57 @@
+"""Single images: what their header says, and their pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+def read_image(
+    path: str | Path | BinaryIO,
+    size: tuple[int, int] | None = None,
+    channels: int = 3,
+    name: Callable[[], str] | None = None,
+) -> Tensor:
+    """One image file -> (C, H, W) uint8, turned as its EXIF says. `size` (height, width): resized to cover, centre-cropped.
+
+    Raises ValueError naming the file (or what `name()` says) if it cannot be read."""
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened)
+            if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+                pixels = np.asarray(image, dtype=np.float32)
+                top = 65535.0 if image.mode != "F" else (1.0 if pixels.max(initial=0) <= 1 else 255.0)
+                image = Image.fromarray((pixels * (255 / top)).clip(0, 255).astype(np.uint8))
+            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                rgba = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+            image = image.convert("L" if channels == 1 else "RGB")
+            if size is not None and image.size != (size[1], size[0]):
+                image = ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BICUBIC)
+            array = np.array(image)
+    except Exception as error:  # Pillow raises many kinds for a damaged file
+        what = path if name is None else name()
+        raise ValueError(f"{what} cannot be read as an image: {type(error).__name__}: {error}") from None
+    return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
+
+
+def look(path: str | Path | BinaryIO) -> tuple[tuple[int, int], bool] | str:
+    """((height, width), has colour) from the header alone, or why it cannot be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(0x0112, 1) >= 5
+            size = image.size if turned else image.size[::-1]
+            return size, image.mode not in ("1", "L", "LA", "I", "F") and not image.mode.startswith("I;")
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
