@@ -17,31 +17,59 @@ from .base import AELoss, AEOutput, BaseAE
 from .registry import create_model, list_models, register
 
 if TYPE_CHECKING:
+    from .convert import convert_pt
     from .data import load_data
+    from .data.sequences import pad_sequences
+    from .data.tables import encode_table
     from .evaluation import evaluate
     from .hub import from_pretrained
-    from .train import FitResult, fit
+    from .prior_fitting import fit_prior
+    from .sampling import walkback
+    from .train import Callback, FitResult, fit
+    from .train.find import find_batch_size
+    from .train.many import fit_many
+    from .train.range_test import LRResult, find_lr
 
 _LAZY = {  # loaded on first use
+    "Callback": "train",
     "fit": "train",
+    "fit_many": "train.many",
+    "fit_prior": "prior_fitting",
     "FitResult": "train",
     "load_data": "data",
     "evaluate": "evaluation",
     "from_pretrained": "hub",
+    "convert_pt": "convert",
+    "encode_table": "data.tables",
+    "pad_sequences": "data.sequences",
+    "find_batch_size": "train.find",
+    "find_lr": "train.range_test",
+    "LRResult": "train.range_test",
+    "walkback": "sampling",
 }
 
 __all__ = [
     "AELoss",
     "AEOutput",
     "BaseAE",
+    "Callback",
     "FitResult",
+    "LRResult",
+    "convert_pt",
     "create_model",
+    "encode_table",
     "evaluate",
+    "find_batch_size",
+    "find_lr",
     "fit",
+    "fit_many",
+    "fit_prior",
     "from_pretrained",
     "list_models",
     "load_data",
+    "pad_sequences",
     "register",
+    "walkback",
 ]
 
 

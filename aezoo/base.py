@@ -3,9 +3,11 @@
     x --corrupt--> encoder --h--> bottleneck --z--> decoder --params--> likelihood
 
 A variant is a subclass that overrides one or two of
-    bottleneck(h, sample)   what becomes of the encoder's output: (z, terms)
+    bottleneck(h, sample)   what becomes of the encoder's output: (z, terms), or (z, terms, metrics)
+    hidden(x, condition)    x -> h, where more than the encoder takes part
+    emit(z, condition)      z -> params, where more than the decoder takes part
     term_weights()          how each term counts in the total (1 where it is not named)
-    forward(x, ...)         where a term needs more than the code, e.g. the input's gradient
+    propagate(x, ...)       where a term needs more than the code, e.g. the input's gradient
     after_step()            what the model counts, once per optimiser step
 and says in class attributes what it is. No device, precision or training loop appears here or in `models/`.
 
@@ -24,10 +26,10 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .backbones import BACKBONES, Backbone
+from .backbones import Backbone, Pair, build_backbone
 from .corruptions import CORRUPTIONS, Corruption
 from .likelihoods import LIKELIHOODS, Likelihood
-from .registry import MODELS, Recorded, plain
+from .registry import MODELS, Recorded, nearest, plain
 from .storage import write_json, write_tensors
 
 Spec = Any  # a piece in any of the four forms that `registry` describes
@@ -48,6 +50,24 @@ class AEOutput(NamedTuple):
     are in nats per sample."""
     metrics: Terms
     """What is worth watching but not part of the loss, (B,) or scalar."""
+
+
+class Pass(NamedTuple):
+    """What `propagate` returns: one pass before anything that only a reader of the output needs."""
+
+    params: Tensor
+    """The decoder's output, (B, P, *input_shape)."""
+    z: Tensor
+    terms: Terms
+    metrics: Terms
+
+
+class Code(NamedTuple):
+    """What `bottleneck` returns; a plain (z, terms) is one, too."""
+
+    z: Tensor
+    terms: Terms
+    metrics: Terms | None = None
 
 
 class AELoss(NamedTuple):
@@ -77,10 +97,11 @@ class BaseAE(nn.Module, metaclass=Recorded):
         input_shape: shape of one sample, no batch axis, rank 1 to 4: (features,), (channels, time), (channels, height, width),
             (channels, depth, height, width).
         latent_dim: K, size of the code.
-        backbone: the encoder/decoder pair: "mlp", "conv", "linear", or with options: "mlp(widths=(512, 256), dropout=0.1)".
+        backbone: the encoder/decoder pair: "mlp", "conv", "resnet", ..., or with options: "mlp(widths=(512, 256), dropout=0.1)"; or two
+            modules of your own, (encoder, decoder).
         likelihood: what a reconstruction costs: "mse", "bce", "l1", "huber" (means over dims), or a density "gaussian",
             "laplace", "bernoulli", "continuous_bernoulli" (nats per sample).
-        corruption: noise in training: "none", "gaussian(sigma=0.3)", "masking", "salt_and_pepper", "speckle"; each takes
+        corruption: noise in training: "none", "gaussian(sigma=0.3)", "masking", "salt_and_pepper", "speckle", "poisson"; each takes
             where="input"|"latent". A list applies several in turn.
 
     Raises ValueError for shapes, sizes and names that are not allowed, TypeError for an unknown keyword.
@@ -92,6 +113,13 @@ class BaseAE(nn.Module, metaclass=Recorded):
     code_params: ClassVar[int] = 1  # numbers that the encoder emits per latent
     bound: ClassVar[bool] = False  # the loss holds a KL: the likelihood must be a density
     generative: ClassVar[bool] = False  # has a prior from the start
+    weight_keywords: ClassVar[tuple[str, ...]] = ()  # constructor keywords that nothing but `term_weights` reads
+    spatial: ClassVar[bool] = False  # the code is a grid of vectors: (latent_dim, *grid)
+    takes_condition: ClassVar[bool] = False  # labels or vectors that come with the data reach the model as `condition`
+    accepts_missing: ClassVar[bool] = False  # NaN in the data means "not there": it is neither read nor scored
+    backbones: ClassVar[tuple[str, ...]] = ()  # the only ones that make sense for this model; (): any
+    game: ClassVar[bool] = False  # two sides with opposite aims: the total is not what falls in training
+    main_metric: ClassVar[str] = "mse"  # the figure that tells whether this model does what it is for
     prior: Any  # p(z): a module with log_prob and sample, or None
     config: dict[str, Any]
     encoder: nn.Module
@@ -118,16 +146,36 @@ class BaseAE(nn.Module, metaclass=Recorded):
             )
         several = isinstance(corruption, Sequence) and not isinstance(corruption, str)
         self.corruptions: list[Corruption] = [CORRUPTIONS.build(c) for c in (corruption if several else [corruption])]
-        self.backbone: Backbone = BACKBONES.build(backbone)
+        self.backbone: Backbone = build_backbone(backbone)
+        if self.backbones and self.backbone.name not in self.backbones:
+            raise ValueError(
+                f"{self.name} is built around a network of its own: backbone={self.backbone.name!r} does not fit; "
+                f"allowed: {', '.join(self.backbones)}.{nearest(self.backbone.name, self.backbones)}"
+            )
         self.prior = None
-        self.encoder, self.decoder = self.backbone.build(
-            self.input_shape, self.latent_dim, self.code_params, self.likelihood.num_params
-        )
+        self.grid: tuple[int, ...] = ()
+        self.build_networks()
+
+    def build_networks(self) -> None:
+        """Sets `encoder`, `decoder` and, for spatial codes, `grid`."""
+        sizes = (self.input_shape, self.latent_dim, self.code_params, self.likelihood.num_params)
+        if self.spatial:
+            self.encoder, self.decoder, self.grid = self.backbone.build_grid(*sizes)
+        else:
+            self.encoder, self.decoder = self.backbone.build(*sizes)
 
     # ------------------------------------------------------------------------------------------ the seams of a variant
 
-    def bottleneck(self, h: Tensor, sample: bool) -> tuple[Tensor, Terms]:
-        """Encoder output (B, code_params * K) -> code z (B, *latent_shape) and the terms that belong to it.
+    def hidden(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """x (B, *input_shape) -> h, what the bottleneck takes: (B, code_params * K), or (B, code_params * K, *grid)."""
+        return self.encoder(x)
+
+    def emit(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
+        """z (B, *latent_shape) -> what the likelihood takes: (B, P, *input_shape)."""
+        return self.decoder(z)
+
+    def bottleneck(self, h: Tensor, sample: bool) -> tuple[Tensor, Terms] | Code:
+        """What `hidden` returned -> code z (B, *latent_shape), the terms that belong to it, and what is only watched.
 
         `sample=False` must be deterministic and use no random numbers."""
         return h, {}
@@ -138,6 +186,13 @@ class BaseAE(nn.Module, metaclass=Recorded):
 
     def after_step(self) -> None:
         """Called by the loop after every optimiser step. What is counted here belongs in a buffer, to survive saving."""
+
+    def see_data(self, samples: int) -> None:
+        """Called by the loop before the first step with the number of training samples, for losses in which it counts."""
+
+    def rates(self) -> dict[str, dict[str, float]]:
+        """Learning rates of their own, as the `groups` of `fit`: {"critic.*": {"lr": 0.5}} as a factor on its `lr`."""
+        return {}
 
     def stages(self) -> list[Stage]:
         """The stretches of training, in order; their shares add up to 1."""
@@ -159,30 +214,39 @@ class BaseAE(nn.Module, metaclass=Recorded):
 
         `x`, `target` (what to reconstruct; x itself by default): (B, *input_shape). Raises ValueError or TypeError for a wrong
         shape, dtype or an unexpected condition."""
+        params, z, terms, metrics = self.propagate(x, target, condition)
+        return AEOutput(self.likelihood.mean(params), z, terms, metrics)
+
+    def propagate(self, x: Tensor, target: Tensor | None = None, condition: Tensor | None = None) -> Pass:
+        """What `forward` and `loss` share: x -> code -> decoder output and terms."""
         self.check_input(x)
         if target is not None:
             self.check_input(target, "target")
-        if condition is not None:
-            raise ValueError(f"{self.name} takes no condition")
-        z, terms = self.bottleneck(self.encoder(self.corrupt(x)), sample=True)
-        params = self.decoder(self.corrupt(z, "latent"))  # (B, P, *input_shape)
+        self.check_condition(condition, len(x))
+        code = Code(*self.bottleneck(self.hidden(self.corrupt(x), condition), sample=True))
+        params = self.emit(self.corrupt(code.z, "latent"), condition)  # (B, P, *input_shape)
         recon = self.likelihood.nll(params, x if target is None else target)
-        return AEOutput(self.likelihood.mean(params), z, {"recon": recon, **terms}, {})
+        return Pass(params, code.z, {"recon": recon, **code.terms}, code.metrics or {})
 
     def loss(self, x: Tensor, target: Tensor | None = None, condition: Tensor | None = None) -> AELoss:
         """total = sum over terms of weight * mean over the batch. The weights are applied here and nowhere else."""
-        out = self(x, target, condition)
-        terms = {name: value.mean() for name, value in out.terms.items()}
+        own = type(self).forward is not BaseAE.forward  # a variant that rewrites the whole pass
+        out = self(x, target, condition) if own else self.propagate(x, target, condition)
+        terms = {name: value.mean() if value.dim() else value for name, value in out.terms.items()}
         weights = self.term_weights()
-        total = torch.stack([weights.get(name, 1.0) * value for name, value in terms.items()]).sum()
-        return AELoss(total, terms, {name: value.mean() for name, value in out.metrics.items()})
+        total: Any = None
+        for name, value in terms.items():
+            weight = weights.get(name)
+            value = value if weight is None else weight * value
+            total = value if total is None else total + value
+        return AELoss(total, terms, {name: value.detach().mean() for name, value in out.metrics.items()})
 
     # ------------------------------------------------------------------------------------------------------------ use
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """Shape of one code, without the batch axis."""
-        return (self.latent_dim,)
+        return (self.latent_dim, *self.grid)
 
     @property
     def num_parameters(self) -> int:
@@ -206,15 +270,16 @@ class BaseAE(nn.Module, metaclass=Recorded):
             for m in trained:
                 m.training = True
 
-    def encode(self, x: Tensor, sample: bool = False) -> Tensor:
+    def encode(self, x: Tensor, sample: bool = False, condition: Tensor | None = None) -> Tensor:
         """x (B, *input_shape) -> z (B, *latent_shape). Deterministic; `sample=True` draws from the posterior where there is one.
 
         Always in evaluation mode: no dropout, no corruption, no random numbers."""
         self.check_input(x)
+        self.check_condition(condition, len(x))
         with self.evaluating():
-            return self.bottleneck(self.encoder(x), sample=sample)[0]
+            return self.bottleneck(self.hidden(x, condition), sample=sample)[0]
 
-    def decode(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
         """z (B, *latent_shape) -> the mean in data space, (B, *input_shape)."""
         if not isinstance(z, Tensor):
             raise TypeError(
@@ -223,22 +288,27 @@ class BaseAE(nn.Module, metaclass=Recorded):
         self._check_dtype(z, "z")
         if z.dim() < 1 or tuple(z.shape[1:]) != self.latent_shape:
             raise ValueError(f"z has shape {tuple(z.shape)}; {self.name} decodes (batch, {_joined(self.latent_shape)})")
+        self.check_condition(condition, len(z))
         with self.evaluating():
-            return self.likelihood.mean(self.decoder(z))
+            return self.likelihood.mean(self.emit(z, condition))
 
-    def reconstruct(self, x: Tensor) -> Tensor:
+    def reconstruct(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """decode(encode(x)): no corruption, no random numbers."""
-        return self.decode(self.encode(x))
+        return self.decode(self.encode(x, condition=condition), condition)
 
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, n: int, condition: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """n new samples in data space, (n, *input_shape): z from the prior, then `decode`.
 
         Raises ValueError on models without a prior."""
         if self.prior is None:
             able = [m for m in MODELS if MODELS[m].generative]
-            raise ValueError(f"{self.name} has no prior to sample from; models that have one: {', '.join(able)}")
+            raise ValueError(
+                f"{self.name} has no prior to sample from; aezoo.fit_prior(model, data, 'gmm') gives it one; "
+                f"models that have one: {', '.join(able)}"
+            )
         like = next(self.parameters())
-        return self.decode(self.prior.sample(positive("n", n), self.latent_shape, like, generator))
+        z = self.prior.sample(positive("n", n), self.latent_shape, like, generator)
+        return self.decode(z, condition)
 
     def log_prob(self, x: Tensor, n: int = 5000) -> Tensor:
         """log p(x) in nats, (B,), on models that define one. Raises ValueError on the others."""
@@ -261,11 +331,30 @@ class BaseAE(nn.Module, metaclass=Recorded):
         if len(x) == 0:
             raise ValueError(f"{what} is an empty batch: shape {tuple(x.shape)}")
 
+    def check_condition(self, condition: Tensor | None, n: int) -> None:
+        """Raises ValueError if `condition` is none for a batch of `n` samples. None always is one: nothing is known."""
+        if condition is None:
+            return
+        if not self.takes_condition:
+            able = [m for m in MODELS if MODELS[m].takes_condition]
+            raise ValueError(f"{self.name} takes no condition; models that do: {', '.join(able) or 'none'}")
+        if not isinstance(condition, Tensor) or condition.dim() == 0 or len(condition) != n:
+            got = tuple(condition.shape) if isinstance(condition, Tensor) else type(condition).__name__
+            raise ValueError(f"condition must be a tensor with one entry for each of the {n} samples; got {got}")
+
+    def _weights_dtype(self) -> torch.dtype:
+        """That of the first parameter, found once: looking for it takes longer than a layer of a small model."""
+        if "_first" not in self.__dict__:
+            owner, name = next((m, n) for m in self.modules() for n, p in m.named_parameters(recurse=False))
+            object.__setattr__(self, "_first", (owner, name))
+        owner, name = self.__dict__["_first"]
+        return getattr(owner, name).dtype
+
     def _check_dtype(self, x: Tensor, what: str) -> None:
         if not x.is_floating_point():
             scale = "; scale it first: x.float() / 255" if x.dtype == torch.uint8 else ""
             raise TypeError(f"{what} has dtype {x.dtype}; a model takes floating point{scale}")
-        weights = next(self.parameters()).dtype
+        weights = self._weights_dtype()
         if x.dtype != weights and not torch.is_autocast_enabled(x.device.type):
             raise TypeError(
                 f"{what} has dtype {x.dtype}, but the model's weights are {weights}; pass {what}.to({weights})"
@@ -283,14 +372,18 @@ class BaseAE(nn.Module, metaclass=Recorded):
         return directory
 
     def saved_config(self) -> dict[str, Any]:
-        """What `config.json` holds: the format, the model's name, its constructor keywords and its dtype."""
+        """What `config.json` holds: the format, the model's name, its constructor keywords, its dtype, and a prior it was given."""
         from . import __version__
 
         if MODELS.entries.get(self.name) is not type(self):
             raise TypeError(f"{type(self).__name__} is not registered; put @aezoo.register('its_name') above the class")
         dtype = str(next(self.parameters()).dtype).removeprefix("torch.")
+        if isinstance(self.backbone, Pair):
+            raise TypeError(self.backbone.nameless)
         args = plain(self.config)
-        return {"format": FORMAT, "aezoo": __version__, "model": self.name, "dtype": dtype, "args": args}
+        config = {"format": FORMAT, "aezoo": __version__, "model": self.name, "dtype": dtype, "args": args}
+        given = self.prior is not None and (getattr(self.prior, "fitted", False) or not self.generative)
+        return {**config, "prior": plain(self.prior)} if given else config  # the constructor makes no such prior
 
 
 def _joined(shape: Sequence[int]) -> str:

@@ -5,7 +5,8 @@ Two kinds, never to be mixed up:
 - **plain losses** (mse, l1, huber, bce): the textbook's *mean* over a sample's dims. They are no densities, so models with a KL
   term refuse them: a mean beside a sum silently multiplies beta by D.
 
-Legend: B batch, P numbers the decoder emits per data element, params (B, P, *input_shape), x (B, *input_shape).
+Legend: B batch, P numbers the decoder emits per data element, params (B, P, *input_shape), x (B, *input_shape), mask (B, *input_shape),
+True where an entry of x is there.
 """
 
 from __future__ import annotations
@@ -19,8 +20,19 @@ from torch import Tensor, nn
 
 from . import functional as fn
 from .registry import Recorded, Registry, choice
+from .wholebatch import batch_sum, grand_mean
 
 LIKELIHOODS: Registry[Likelihood] = Registry("likelihood")
+
+
+def first(params: Tensor) -> Tensor:
+    """The location among the decoder's numbers, (B, P, *input_shape) -> (B, *input_shape): a view whose gradient is one, too,
+    where it is the only one."""
+    return params.squeeze(1) if params.shape[1] == 1 else params[:, 0]
+
+
+def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.rand(like.shape, dtype=like.dtype, device=like.device, generator=generator)
 
 
 class Likelihood(nn.Module, metaclass=Recorded):
@@ -41,11 +53,26 @@ class Likelihood(nn.Module, metaclass=Recorded):
         """(B, P, *input_shape), (B, *input_shape) -> (B,), in `units`."""
         raise TypeError(f"{type(self).__name__} does not define nll(params, x)")
 
+    def nll_observed(self, params: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+        """`nll` over the entries that are there, (B,): densities sum over them, plain losses take their mean in each sample (0 where
+        none is). What x holds elsewhere, NaN for instance, is never read, and no gradient comes from there."""
+        each = self.elements(params, fn.filled(x, mask), mask)
+        return fn.masked_sum(each, mask) if self.density else fn.masked_mean(each, mask)
+
+    def elements(self, params: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+        """What each entry costs, (B, *input_shape): `nll` with every entry as a sample of its own. x must be finite, and only
+        the entries in `mask` mean anything. A likelihood that couples the entries of a sample must say otherwise."""
+        alone = params.movedim(1, -1).reshape(-1, params.shape[1], 1)  # (B, P, *shape) -> (N, P, 1)
+        return self.nll(alone, x.reshape(-1, 1)).view(x.shape)
+
+    def per_column(self, columns: int) -> None:
+        """From now on `columns` data elements each have a scale of their own, where a scale is learned or estimated."""
+
     def mean(self, params: Tensor) -> Tensor:
         """The expected x, in data space: (B, P, *input_shape) -> (B, *input_shape)."""
-        return params[:, 0]
+        return first(params)
 
-    def sample(self, params: Tensor) -> Tensor:
+    def sample(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draws x; a plain loss has no distribution and returns the mean."""
         return self.mean(params)
 
@@ -75,7 +102,7 @@ class MSE(_Plain):
     instead = "gaussian"
 
     def nll(self, params: Tensor, x: Tensor) -> Tensor:
-        return fn.per_sample_mean((fn.full(params[:, 0]) - fn.full(x)).square())
+        return fn.per_sample_mean(F.mse_loss(fn.full(first(params)), fn.full(x), reduction="none"))
 
 
 @LIKELIHOODS.register("l1")
@@ -85,7 +112,7 @@ class L1(_Plain):
     instead = "laplace"
 
     def nll(self, params: Tensor, x: Tensor) -> Tensor:
-        return fn.per_sample_mean((fn.full(params[:, 0]) - fn.full(x)).abs())
+        return fn.per_sample_mean((fn.full(first(params)) - fn.full(x)).abs())
 
 
 @LIKELIHOODS.register("huber")
@@ -101,7 +128,7 @@ class Huber(_Plain):
         self.delta = delta
 
     def nll(self, params: Tensor, x: Tensor) -> Tensor:
-        return fn.per_sample_mean(F.huber_loss(fn.full(params[:, 0]), fn.full(x), reduction="none", delta=self.delta))
+        return fn.per_sample_mean(F.huber_loss(fn.full(first(params)), fn.full(x), reduction="none", delta=self.delta))
 
 
 @LIKELIHOODS.register("bce")
@@ -114,12 +141,10 @@ class BCE(_Plain):
     instead = "bernoulli (binary data) or continuous_bernoulli (data in [0, 1])"
 
     def nll(self, params: Tensor, x: Tensor) -> Tensor:
-        return fn.per_sample_mean(
-            F.binary_cross_entropy_with_logits(fn.full(params[:, 0]), fn.full(x), reduction="none")
-        )
+        return fn.bernoulli_nll(x, first(params)) / (x.numel() // len(x))
 
     def mean(self, params: Tensor) -> Tensor:
-        return torch.sigmoid(params[:, 0])
+        return torch.sigmoid(first(params))
 
 
 # ----------------------------------------------------------------------------------------------------------- densities
@@ -129,11 +154,11 @@ class _Located(Likelihood):
     """A location the decoder emits, and a scale s that is said in one of four ways:
 
     - a number: fixed;
-    - "learned": one scalar parameter, log s, shared by all dims;
+    - "learned": one scalar parameter, log s, shared by all dims (or one for each, after `per_column`);
     - "optimal": the closed-form maximum of the likelihood given the residuals (sigma-VAE, arXiv:2006.13202, eq. 5). In
-      training that of the batch (held constant in the backward pass, which is exact by the envelope theorem); in
-      evaluation the running mean (momentum 0.99, bias-corrected) kept in a buffer, so that scores of one sample
-      never depend on the others;
+      training that of the batch (held constant in the backward pass, which is exact by the envelope theorem), over the
+      entries that are there; in evaluation the running mean (momentum 0.99, bias-corrected) kept in a buffer, so that scores
+      of one sample never depend on the others;
     - "predicted": the decoder emits log s per element as a second number (P = 2), softly bounded to (-7, 7).
     """
 
@@ -155,16 +180,34 @@ class _Located(Likelihood):
         if scale == "learned":
             self.log_scale = nn.Parameter(torch.zeros(()))
         if scale == "optimal":
-            self.register_buffer("moment", torch.zeros(()))  # running mean of `self._statistic`, not yet bias-corrected
+            self.register_buffer("moment", torch.zeros(()))  # running mean of `_moment`, not yet bias-corrected
             self.register_buffer("weight", torch.zeros(()))  # 1 - momentum^t: what corrects it
 
-    def _statistic(self, residual: Tensor) -> Tensor:
-        raise TypeError(f"{type(self).__name__} does not define the statistic of its scale")
+    def _moment(self, residual: Tensor) -> Tensor:
+        raise TypeError(f"{type(self).__name__} does not define the moment that its scale is of")
 
     def _log_scale_of(self, statistic: Tensor) -> Tensor:
         raise TypeError(f"{type(self).__name__} does not define its scale")
 
-    def _log_scale(self, params: Tensor, x: Tensor | None) -> Tensor | float:
+    def _density(self, x: Tensor, mean: Tensor, log_scale: Tensor | float) -> Tensor:
+        raise TypeError(f"{type(self).__name__} does not define its density")
+
+    def nll(self, params: Tensor, x: Tensor) -> Tensor:
+        return self._density(x, first(params), self._log_scale(params, x))
+
+    def elements(self, params: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+        log_scale = self._log_scale(params, x, mask)
+        if isinstance(log_scale, Tensor):
+            log_scale = log_scale.expand(x.shape).reshape(-1, 1)
+        return self._density(x.reshape(-1, 1), first(params).reshape(-1, 1), log_scale).view(x.shape)
+
+    def per_column(self, columns: int) -> None:
+        if self.mode == "learned":
+            self.log_scale = nn.Parameter(torch.zeros(columns))
+        if self.mode == "optimal":
+            self.moment, self.weight = torch.zeros(columns), torch.zeros(columns)
+
+    def _log_scale(self, params: Tensor, x: Tensor | None, mask: Tensor | None = None) -> Tensor | float:
         if self.mode == "fixed":
             return self.fixed
         if self.mode == "learned":
@@ -173,13 +216,30 @@ class _Located(Likelihood):
             return fn.soft_bound(params[:, 1], 7.0)
         if self.training and x is not None:
             with torch.no_grad():
-                now = self._statistic(fn.full(params[:, 0]) - fn.full(x)).clamp_min(1e-8)
+                moments = self._moment(fn.full(first(params)) - fn.full(x))
+                if mask is not None:
+                    return self._log_scale_of(self._observed(moments, mask))
+                now = grand_mean(moments).clamp_min(1e-8)
                 self.moment.lerp_(now.to(self.moment), 1 - self.MOMENTUM)
                 self.weight.lerp_(torch.ones_like(self.weight), 1 - self.MOMENTUM)
             return self._log_scale_of(now)
-        seen = self.weight > 0
-        kept = torch.where(seen, self.moment / self.weight.clamp_min(1e-30), 1.0)
-        return self._log_scale_of(kept)
+        return self._log_scale_of(self._kept())
+
+    def _kept(self) -> Tensor:
+        """The running mean, bias-corrected; 1 before anything was seen."""
+        return torch.where(self.weight > 0, self.moment / self.weight.clamp_min(1e-30), 1.0)
+
+    def _observed(self, moments: Tensor, mask: Tensor) -> Tensor:
+        """The batch's mean over the entries that are there (of each column, after `per_column`), which is counted in the running
+        mean; that itself where none is there."""
+        total, seen = batch_sum(fn.filled(moments, mask)), batch_sum(mask.to(moments.dtype))
+        if self.moment.dim() == 0:
+            total, seen = total.sum(), seen.sum()
+        now = (total / seen.clamp_min(1)).clamp_min(1e-8).to(self.moment)
+        share = (1 - self.MOMENTUM) * (seen > 0).to(self.moment)
+        self.moment.lerp_(now, share)
+        self.weight.lerp_(torch.ones_like(self.weight), share)
+        return torch.where(seen > 0, now, self._kept())
 
     @property
     def scale(self) -> Tensor | float | None:
@@ -208,17 +268,19 @@ class Gaussian(_Located):
     def __init__(self, sigma: float | str = "optimal"):
         super().__init__(sigma, "sigma")
 
-    def _statistic(self, residual: Tensor) -> Tensor:
-        return residual.square().mean()
+    def _moment(self, residual: Tensor) -> Tensor:
+        return residual.square()
 
     def _log_scale_of(self, statistic: Tensor) -> Tensor:
         return 0.5 * statistic.log()
 
-    def nll(self, params: Tensor, x: Tensor) -> Tensor:
-        return fn.gaussian_nll(x, params[:, 0], self._log_scale(params, x))
+    def _density(self, x: Tensor, mean: Tensor, log_scale: Tensor | float) -> Tensor:
+        return fn.gaussian_nll(x, mean, log_scale)
 
-    def sample(self, params: Tensor) -> Tensor:
-        return params[:, 0] + self._scale_like(params) * torch.randn_like(params[:, 0])
+    def sample(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        mean = first(params)
+        noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device, generator=generator)
+        return mean + self._scale_like(params) * noise
 
 
 @LIKELIHOODS.register("laplace")
@@ -228,18 +290,18 @@ class Laplace(_Located):
     def __init__(self, scale: float | str = "optimal"):
         super().__init__(scale, "scale")
 
-    def _statistic(self, residual: Tensor) -> Tensor:
-        return residual.abs().mean()
+    def _moment(self, residual: Tensor) -> Tensor:
+        return residual.abs()
 
     def _log_scale_of(self, statistic: Tensor) -> Tensor:
         return statistic.log()
 
-    def nll(self, params: Tensor, x: Tensor) -> Tensor:
-        return fn.laplace_nll(x, params[:, 0], self._log_scale(params, x))
+    def _density(self, x: Tensor, mean: Tensor, log_scale: Tensor | float) -> Tensor:
+        return fn.laplace_nll(x, mean, log_scale)
 
-    def sample(self, params: Tensor) -> Tensor:
-        u = torch.rand_like(params[:, 0]) - 0.5
-        return params[:, 0] - self._scale_like(params) * u.sign() * torch.log1p(-2 * u.abs())
+    def sample(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        u = _uniform(first(params), generator) - 0.5
+        return first(params) - self._scale_like(params) * u.sign() * torch.log1p(-2 * u.abs())
 
 
 @LIKELIHOODS.register("bernoulli")
@@ -252,13 +314,13 @@ class Bernoulli(Likelihood):
     support = (0.0, 1.0)
 
     def nll(self, params: Tensor, x: Tensor) -> Tensor:
-        return fn.bernoulli_nll(x, params[:, 0])
+        return fn.bernoulli_nll(x, first(params))
 
     def mean(self, params: Tensor) -> Tensor:
-        return torch.sigmoid(params[:, 0])
+        return torch.sigmoid(first(params))
 
-    def sample(self, params: Tensor) -> Tensor:
-        return torch.bernoulli(self.mean(params))
+    def sample(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return torch.bernoulli(self.mean(params), generator=generator)
 
 
 @LIKELIHOODS.register("continuous_bernoulli")
@@ -268,13 +330,14 @@ class ContinuousBernoulli(Likelihood):
     support = (0.0, 1.0)
 
     def nll(self, params: Tensor, x: Tensor) -> Tensor:
-        return fn.continuous_bernoulli_nll(x, params[:, 0])
+        return fn.continuous_bernoulli_nll(x, first(params))
 
     def mean(self, params: Tensor) -> Tensor:
-        return fn.continuous_bernoulli_mean(params[:, 0])
+        return fn.continuous_bernoulli_mean(first(params))
 
-    def sample(self, params: Tensor) -> Tensor:
-        logits, u = fn.full(params[:, 0]), torch.rand_like(fn.full(params[:, 0]))
+    def sample(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        logits = fn.full(first(params))
+        u = _uniform(logits, generator)
         small = logits.abs() < 1e-3  # there the distribution is uniform to first order
         safe = torch.where(small, torch.ones_like(logits), logits)
         return torch.where(small, u, torch.log1p(u * torch.expm1(safe)) / safe).clamp(0, 1)

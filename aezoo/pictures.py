@@ -39,12 +39,13 @@ def as_images(x: Tensor) -> Tensor:
 
 
 def to_unit(x: Tensor, like: Tensor | None = None) -> Tensor:
-    """Data to [0, 1] for showing: as it is if `like` lies there, else by the range of `like`."""
+    """Data to [0, 1] for showing: as it is if `like` lies there, else by the range of `like`. What is missing (NaN) becomes grey."""
     like = x if like is None else like
-    low, high = float(like.min()), float(like.max())
-    if low >= 0 and high <= 1:
-        return x.clamp(0, 1)
-    return ((x - low) / max(high - low, 1e-12)).clamp(0, 1)
+    like = like[~torch.isnan(like)]
+    low, high = (float(like.min()), float(like.max())) if like.numel() else (0.0, 1.0)
+    if low < 0 or high > 1:
+        x = (x - low) / max(high - low, 1e-12)
+    return x.clamp(0, 1).nan_to_num(0.5)
 
 
 def grid(rows: Sequence[Tensor], gap: int = 2, smallest: int = 56) -> Any:
@@ -96,8 +97,10 @@ def plain_axes(ax: Any, title: str = "", x: str = "", y: str = "") -> None:
 
 
 def _curve(sample: Tensor) -> Tensor:
-    """One sample as a line: its first channel."""
+    """One sample as a line: its first channel. Of two axes the shorter one is the channels."""
     sample = sample.detach().float().cpu()
+    if sample.dim() == 2 and sample.shape[0] > sample.shape[1]:
+        return sample[:, 0]
     return sample.flatten(1)[0] if sample.dim() > 1 else sample
 
 
@@ -106,7 +109,8 @@ def _axis_of(shape: Sequence[int]) -> str:
 
 
 def _shown_of(shape: Sequence[int]) -> str:
-    return f" (channel 1 of {shape[0]})" if len(shape) > 1 and shape[0] > 1 else ""
+    channels = min(shape) if len(shape) == 2 else shape[0]
+    return f" (channel 1 of {channels})" if len(shape) > 1 and channels > 1 else ""
 
 
 # ----------------------------------------------------------------------------------------------------- single pictures
@@ -178,7 +182,7 @@ def curves(path: Path, rows: Sequence[dict[str, Any]], units: str) -> Path:
     """The loss and each of its terms over the epochs, training beside validation; stages of training are set apart.
 
     Where the first epoch lies far from the others, the axis shows the others."""
-    skip = {"epoch", "step", "lr", "samples_per_s", "stage"}
+    skip = {"epoch", "step", "lr", "samples_per_s", "seconds", "stage"}
     names = [k for k in rows[-1] if k not in skip and not k.startswith("val_")]
     if len(names) == 2 and "loss" in names and "recon" in names:
         names = ["loss"]  # the only term is the loss
@@ -284,7 +288,7 @@ def draw_run(
             if c.where == "input" and c.name != "none":
                 panels["corrupted"] = c(panels.get("corrupted", x))
         panels["output"] = model.reconstruct(list(panels.values())[-1])
-        error = (panels["output"] - x).square().mean()
+        error = (panels["output"] - x).square().nanmean()  # of what is there
         return reconstructions(path, panels, f"{model.name}: mean squared error {error:.3g} over these samples")
 
     def draw_samples(path: Path) -> Path | None:

@@ -36,6 +36,9 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+TOKENS = 8  # vectors of a code that a backbone without axes of its own is cut into
+
+
 class Backbone(metaclass=Recorded):
     """Base of all backbones; a subclass gives `build`."""
 
@@ -47,6 +50,23 @@ class Backbone(metaclass=Recorded):
     ) -> tuple[nn.Module, nn.Module]:
         """Returns (encoder, decoder), shapes as in the module's docstring."""
         raise TypeError(f"{type(self).__name__} does not define build")
+
+    def build_grid(
+        self, input_shape: tuple[int, ...], latent_dim: int, code_params: int = 1, num_params: int = 1
+    ) -> tuple[nn.Module, nn.Module, tuple[int, ...]]:
+        """Returns (encoder, decoder, grid) for codes that are a grid of vectors:
+
+            encoder: (B, *input_shape)        -> (B, code_params * latent_dim, *grid)
+            decoder: (B, latent_dim, *grid)   -> (B, num_params, *input_shape)
+
+        A backbone without axes of its own makes one flat code and cuts it into `TOKENS` vectors."""
+        encoder, decoder = self.build(input_shape, TOKENS * latent_dim, code_params, num_params)
+        whole = (code_params * latent_dim, TOKENS)
+        return (
+            nn.Sequential(encoder, nn.Unflatten(1, whole)),
+            nn.Sequential(nn.Flatten(1), decoder),
+            (TOKENS,),
+        )
 
 
 class Blocks(nn.Sequential):
@@ -74,18 +94,21 @@ class Block(nn.Module):
         self.before = None if before is None else tuple(before)
         self.after = None if after is None else tuple(after)
         self.layer = layer
-        self.norm: nn.Module = nn.Identity()
+        self.norm: nn.Module | None = None
         if norm == "batch":
             self.norm = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[spatial](features)
         elif norm == "layer":
             self.norm = nn.GroupNorm(1, features)
-        self.activation = ACTIVATIONS[activation]()
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.activation = None if activation == "identity" else ACTIVATIONS[activation]()
+        self.dropout = nn.Dropout(dropout) if dropout else None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.before is not None:
             x = x.reshape(x.shape[0], *self.before)  # (B, ...) -> (B, *before)
-        x = self.dropout(self.activation(self.norm(self.layer(x))))
+        x = self.layer(x)
+        for module in (self.norm, self.activation, self.dropout):
+            if module is not None:
+                x = module(x)
         return x if self.after is None else x.reshape(x.shape[0], *self.after)
 
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from .base import BACKBONES, Backbone, Block, Blocks, Tied, check_tied, checked, linear_transposed
 
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _TRANSPOSED_F = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+
+
+def _head_transposed(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The transpose of a 1x1 convolution; only as many of its outputs as x has channels (a Gaussian head has more)."""
+    return _TRANSPOSED_F[x.dim() - 3](x, weight[: x.shape[1]], bias)
 
 
 @BACKBONES.register("conv")
@@ -45,27 +50,54 @@ class Conv(Backbone):
     def build(
         self, input_shape: tuple[int, ...], latent_dim: int, code_params: int = 1, num_params: int = 1
     ) -> tuple[nn.Module, nn.Module]:
+        sizes = self.sizes(input_shape)
+        flat = self.widths[-1] * math.prod(sizes[-1])
+
+        def ends() -> tuple[nn.Module, nn.Module]:
+            head = nn.Linear(flat, code_params * latent_dim)
+            unhead = Tied(head, linear_transposed, flat) if self.tied else nn.Linear(latent_dim, flat)
+            first = nn.Sequential(unhead, nn.Unflatten(1, (self.widths[-1], *sizes[-1])))
+            return Block(head, latent_dim, before=(flat,)), first
+
+        return self._chain(input_shape, ends, num_params)
+
+    def build_grid(
+        self, input_shape: tuple[int, ...], latent_dim: int, code_params: int = 1, num_params: int = 1
+    ) -> tuple[nn.Module, nn.Module, tuple[int, ...]]:
+        """The grid is the smallest feature map; a 1x1 convolution each way leads to the code."""
+        grid, conv = self.sizes(input_shape)[-1], _CONV[len(input_shape[1:] or (1,)) - 1]
+
+        def ends() -> tuple[nn.Module, nn.Module]:
+            head = conv(self.widths[-1], code_params * latent_dim, 1)
+            if self.tied:
+                return Block(head, latent_dim), Tied(head, _head_transposed, self.widths[-1])
+            return Block(head, latent_dim), conv(latent_dim, self.widths[-1], 1)
+
+        return *self._chain(input_shape, ends, num_params), grid
+
+    def sizes(self, input_shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """Of the input and of the feature map after each layer: ceil(s / 2)."""
+        sizes = [tuple(input_shape[1:] or input_shape)]
+        for _ in self.widths:
+            sizes.append(tuple(-(-s // 2) for s in sizes[-1]))
+        return sizes
+
+    def _chain(
+        self, input_shape: tuple[int, ...], ends: Callable[[], tuple[nn.Module, nn.Module]], num_params: int
+    ) -> tuple[nn.Module, nn.Module]:
+        """Convolutions and their mirror images; `ends` makes what leads to the code, and from it to the smallest map."""
         if self.tied:
             check_tied(self.name, num_params)
         channels, *size = input_shape if len(input_shape) > 1 else (1, *input_shape)
-        rank, pad = len(size), self.kernel // 2
+        rank, pad, sizes = len(size), self.kernel // 2, self.sizes(input_shape)
         widths = [channels, *self.widths]
-        sizes = [tuple(size)]
-        for _ in self.widths:
-            sizes.append(tuple(-(-s // 2) for s in sizes[-1]))  # ceil(s / 2)
-        flat = widths[-1] * math.prod(sizes[-1])
-
         convs = [_CONV[rank - 1](a, b, self.kernel, stride=2, padding=pad) for a, b in zip(widths, widths[1:])]
-        head = nn.Linear(flat, code_params * latent_dim)
-        encoder = [
+        encoder: list[nn.Module] = [
             Block(conv, widths[i + 1], spatial=rank, before=(channels, *size) if i == 0 else None, **self.hidden)
             for i, conv in enumerate(convs)
         ]
-        encoder.append(Block(head, latent_dim, before=(flat,)))
-
-        unhead = Tied(head, linear_transposed, flat) if self.tied else nn.Linear(latent_dim, flat)
-        unflatten = nn.Sequential(unhead, nn.Unflatten(1, (widths[-1], *sizes[-1])))
-        decoder = [Block(unflatten, widths[-1], spatial=rank, **self.hidden)]
+        head, first = ends()
+        decoder = [Block(first, widths[-1], spatial=rank, **self.hidden)]
         for i in range(len(convs) - 1, -1, -1):
             # (s-1)*2 - 2*pad + kernel + extra = target  =>  extra = target - (2s - 1), 0 or 1
             extra = tuple(want - (2 * have - 1) for want, have in zip(sizes[i], sizes[i + 1]))
@@ -86,4 +118,4 @@ class Conv(Backbone):
                     **({} if last else self.hidden),
                 )
             )
-        return Blocks(*encoder), Blocks(*decoder)
+        return Blocks(*encoder, head), Blocks(*decoder)

@@ -78,4 +78,5 @@ class StackedDenoisingAE(DenoisingAE):
             h = self.encoder[:i](x)  # what the layers below make of the clean input
         out = decode(encode(self.corrupt(h)))
         recon = self.likelihood.nll(out, h) if i == 0 else fn.per_sample((out - h).square())
-        return AELoss(recon.mean(), {"recon": recon.mean()}, {})
+        total = recon.mean()
+        return AELoss(total, {"recon": total}, {})

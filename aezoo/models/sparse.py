@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from .. import functional as fn
-from ..base import BaseAE, Terms, count, number, positive
+from ..base import BaseAE, Code, Spec, Terms, count, number, positive
 from ..registry import choice, register
+from ..wholebatch import batch_mean, whole_batch
 
 ALIVE = 0.1  # added before the ReLU, so that no latent starts dead; the encoder's bias can undo it
 
@@ -34,6 +35,7 @@ class SparseAE(BaseAE):
     (a mean over dims beside a sum over latents); `rho`, wanted mean activation, default 0.05."""
 
     paper = "Ng 2011 (CS294A notes)"
+    weight_keywords = ("weight",)
     MOMENTUM = 0.99
     activity: Tensor
     activity_weight: Tensor
@@ -69,7 +71,7 @@ class SparseAE(BaseAE):
         if not self.training:
             seen = self.activity_weight > 0
             return torch.where(seen, self.activity / self.activity_weight.clamp_min(1e-30), self.rho)
-        batch = z.mean(0)
+        batch = batch_mean(z)
         with torch.no_grad():
             self.activity.lerp_(batch.to(self.activity), 1 - self.MOMENTUM)
             self.activity_weight.lerp_(torch.ones_like(self.activity_weight), 1 - self.MOMENTUM)
@@ -122,3 +124,40 @@ class KSparseAE(BaseAE):
 
     def after_step(self) -> None:
         self.num_steps += 1
+
+
+@register("wta_ae")
+class WTAAE(BaseAE):
+    """Winner-take-all autoencoder: z = relu(h), and in training each latent keeps only the rate * B largest of its activations over
+    the batch (lifetime sparsity): it is active for that share of the samples, whatever the others do.
+
+    In evaluation mode and in `encode` nothing is taken away, so more latents are active than the decoder was trained on: the smaller
+    the rate, the better the features and the worse the reconstructions in use. Gradients flow through the winners alone. At least one
+    activation of each latent wins; activations that tie with the last winner win, too. The batch is the whole one, of all processes.
+
+    Paper: Makhzani & Frey 2015, "Winner-take-all autoencoders", arXiv:1409.2752 (section 2, the fully connected one). Deviations: one
+    ReLU layer by default, where the paper has one or two; any backbone fits.
+
+    Args (beside those of `BaseAE`): `rate`, share of the samples that may use a latent, default 0.05. Metric "l0": latents above 0 per
+    sample."""
+
+    paper = "arXiv:1409.2752"
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        latent_dim: int = 1000,
+        *,
+        rate: float = 0.05,
+        backbone: Spec = "linear",
+        **base: Any,
+    ):
+        super().__init__(input_shape, latent_dim, backbone=backbone, **base)
+        self.rate = number("rate", rate, "a number above 0 and at most 1", lambda v: 0 < v <= 1)
+
+    def bottleneck(self, h: Tensor, sample: bool) -> Code:
+        z = torch.relu(h)
+        if self.training:
+            rows = whole_batch(z.detach())
+            z = z * (z.detach() >= fn.lifetime_cutoff(rows, max(1, round(self.rate * len(rows)))))
+        return Code(z, {}, {"l0": (z.detach() > 0).sum(1).float()})

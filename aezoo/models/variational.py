@@ -7,21 +7,77 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from .. import functional as fn
-from ..base import AEOutput, BaseAE, Spec, Terms, count, number, positive
+from ..base import BaseAE, Code, Pass, Spec, Terms, count, number, positive
 from ..priors import StandardNormal
 from ..registry import register
 
 CHUNK = 2**24  # decoded values held at once by log_prob: 64 MiB in float32
 
 
+class Variational(BaseAE):
+    """What every model with a Gaussian posterior q(z|x) = N(mu, diag exp(logvar)) and a prior shares; no model by itself.
+
+    The log-variance is bounded softly to (-10, 10): 10 tanh(v / 10)."""
+
+    code_params = 2
+    bound = True
+    generative = True
+    main_metric = "elbo"
+
+    def __init__(self, input_shape: Sequence[int], latent_dim: int = 32, *, likelihood: Spec = "gaussian", **base: Any):
+        super().__init__(input_shape, latent_dim, likelihood=likelihood, **base)
+        self.prior = StandardNormal()
+
+    def posterior(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Encoder output (B, 2K) -> mu, logvar, (B, K) each."""
+        mu, logvar = h.chunk(2, dim=1)
+        return mu, fn.soft_bound(logvar, 10.0)
+
+    def bottleneck(self, h: Tensor, sample: bool) -> tuple[Tensor, Terms] | Code:
+        mu, logvar = self.posterior(h)
+        z = mu + torch.exp(0.5 * logvar).to(mu.dtype) * torch.randn_like(mu) if sample else mu
+        return z, {"kl": fn.gaussian_kl(mu, logvar)}
+
+    def draw(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """One draw z ~ q(z|x) for each row of h, and log q(z|x): (B, *latent_shape), (B,)."""
+        mu, logvar = self.posterior(h)
+        z = mu + torch.exp(0.5 * logvar).to(mu.dtype) * torch.randn_like(mu)
+        return z, -fn.gaussian_nll(z, mu, 0.5 * logvar)
+
+    def log_prob(self, x: Tensor, n: int = 5000, condition: Tensor | None = None) -> Tensor:
+        """log p(x) ~ log 1/n sum_i p(x|z_i) p(z_i) / q(z_i|x), z_i ~ q(z|x), in nats: (B, *input_shape) -> (B,) float64.
+
+        A lower bound in expectation that rises to log p(x) with n (arXiv:1509.00519, eq. 8). The logsumexp runs in float64; at
+        most 2^24 decoded values are held at once (but at least one sample), and exactly n samples are drawn for each x. Uses
+        the global RNG."""
+        self.check_input(x)
+        self.check_condition(condition, len(x))
+        positive("n", n)
+        at_once = max(1, CHUNK // math.prod(self.input_shape))
+        if len(x) > at_once:
+            conditions = condition.split(at_once) if condition is not None else [None] * len(x)
+            return torch.cat([self.log_prob(part, n, c) for part, c in zip(x.split(at_once), conditions)])
+        with self.evaluating(), torch.no_grad():
+            h = self.hidden(x, condition)
+            log_w = []
+            step = max(1, at_once // len(x))
+            for done in range(0, n, step):
+                s = min(step, n - done)
+                z, log_q = self.draw(_repeated(h, s))  # (s*B, ...)
+                c = None if condition is None else _repeated(condition, s)
+                log_joint = self.prior.log_prob(z) - self.likelihood.nll(self.emit(z, c), _repeated(x, s))
+                log_w.append((log_joint - log_q).view(s, len(x)).double())
+            return fn.log_mean_exp(torch.cat(log_w), 0)
+
+
 @register("vae")
-class VAE(BaseAE):
+class VAE(Variational):
     """Variational autoencoder: minimises -ELBO = E_q[-log p(x|z)] + beta KL(q(z|x) || p(z)), beta = 1.
 
     Paper: Kingma & Welling 2013, arXiv:1312.6114 (eq. 10).
@@ -37,9 +93,7 @@ class VAE(BaseAE):
     bound is defined by that draw); `encode` returns mu."""
 
     paper = "arXiv:1312.6114"
-    code_params = 2
-    bound = True
-    generative = True
+    weight_keywords: ClassVar[tuple[str, ...]] = ("beta", "kl_warmup")
     num_steps: Tensor
 
     def __init__(
@@ -53,20 +107,9 @@ class VAE(BaseAE):
         **base: Any,
     ):
         super().__init__(input_shape, latent_dim, likelihood=likelihood, **base)
-        self.prior = StandardNormal()
         self.beta = number("beta", beta, "a number of at least 0", lambda v: 0 <= v < math.inf)
         self.kl_warmup = count("kl_warmup", kl_warmup)
         self.register_buffer("num_steps", torch.zeros((), dtype=torch.long))
-
-    def posterior(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Encoder output (B, 2K) -> mu, logvar, (B, K) each."""
-        mu, logvar = h.chunk(2, dim=1)
-        return mu, fn.soft_bound(logvar, 10.0)
-
-    def bottleneck(self, h: Tensor, sample: bool) -> tuple[Tensor, Terms]:
-        mu, logvar = self.posterior(h)
-        z = mu + torch.exp(0.5 * logvar).to(mu.dtype) * torch.randn_like(mu) if sample else mu
-        return z, {"kl": fn.gaussian_kl(mu, logvar)}
 
     def term_weights(self) -> dict[str, float | Tensor]:
         if self.training and self.kl_warmup:
@@ -76,35 +119,14 @@ class VAE(BaseAE):
     def after_step(self) -> None:
         self.num_steps += 1
 
-    def forward(self, x: Tensor, target: Tensor | None = None, condition: Tensor | None = None) -> AEOutput:
-        out = super().forward(x, target, condition)
-        return out._replace(metrics={"elbo": -(out.terms["recon"] + out.terms["kl"])})
+    def propagate(self, x: Tensor, target: Tensor | None = None, condition: Tensor | None = None) -> Pass:
+        out = super().propagate(x, target, condition)
+        return out._replace(metrics={**out.metrics, "elbo": -(out.terms["recon"] + out.terms["kl"])})
 
-    def log_prob(self, x: Tensor, n: int = 5000) -> Tensor:
-        """log p(x) ~ log 1/n sum_i p(x|z_i) p(z_i) / q(z_i|x), z_i ~ q(z|x), in nats: (B, *input_shape) -> (B,) float64.
 
-        A lower bound in expectation that rises to log p(x) with n (arXiv:1509.00519, eq. 8). The logsumexp runs in float64; at
-        most 2^24 decoded values are held at once (but at least one sample), and exactly n samples are drawn for each x. Uses
-        the global RNG."""
-        self.check_input(x)
-        positive("n", n)
-        at_once = max(1, CHUNK // math.prod(self.input_shape))
-        if len(x) > at_once:
-            return torch.cat([self.log_prob(part, n) for part in x.split(at_once)])
-        with self.evaluating(), torch.no_grad():
-            mu, logvar = self.posterior(self.encoder(x))  # (B, K)
-            log_w = []
-            step = max(1, at_once // len(x))
-            for done in range(0, n, step):
-                s = min(step, n - done)
-                m, v = mu.repeat(s, 1), logvar.repeat(s, 1)  # (s*B, K)
-                z = m + torch.exp(0.5 * v) * torch.randn_like(m)
-                log_q = -fn.gaussian_nll(z, m, 0.5 * v)
-                log_joint = self.prior.log_prob(z) - self.likelihood.nll(
-                    self.decoder(z), x.repeat(s, *(1,) * (x.dim() - 1))
-                )
-                log_w.append((log_joint - log_q).view(s, len(x)).double())
-            return fn.log_mean_exp(torch.cat(log_w), 0)
+def _repeated(x: Tensor, s: int) -> Tensor:
+    """(B, ...) -> (s*B, ...)."""
+    return x.repeat(s, *(1,) * (x.dim() - 1))
 
 
 @register("beta_vae")
