@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import aezoo
+from aezoo.registry import MODELS
 
 
 def pytest_addoption(parser):
@@ -27,6 +28,12 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_model_stays(monkeypatch):
+    """What a test registers is gone after it: other tests go through the whole zoo."""
+    monkeypatch.setattr(MODELS, "entries", dict(MODELS.entries))
 
 
 @pytest.fixture
@@ -51,3 +58,25 @@ def model_of(name="vae", **more):
 
 def fit(model, data, **more):
     return aezoo.fit(model, data, **{"progress": False, "batch_size": 16, "device": "cpu", **more})
+
+
+def state_of(folder):
+    """(state, tensors) of a run's newest checkpoint."""
+    from aezoo.train.checkpoints import Checkpoints, read
+
+    return read(Checkpoints(Path(folder) / "checkpoints").paths()[-1])
+
+
+def assert_same_run(a, b):
+    """Two run folders hold the same run to the bit: weights, optimiser, averages, rows, best."""
+    from aezoo.storage import read_tensors
+
+    (state_a, tensors_a), (state_b, tensors_b) = state_of(a), state_of(b)
+    assert state_a == state_b
+    for x, y in [
+        (tensors_a, tensors_b),
+        (read_tensors(a / "model.safetensors")[0], read_tensors(b / "model.safetensors")[0]),
+        (read_tensors(a / "last" / "model.safetensors")[0], read_tensors(b / "last" / "model.safetensors")[0]),
+    ]:
+        assert x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
+    assert (a / "metrics.jsonl").read_bytes() == (b / "metrics.jsonl").read_bytes()

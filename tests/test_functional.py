@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import distributions as D
 
 from aezoo import functional as fn
@@ -108,3 +109,32 @@ def test_log_mean_exp():
 def test_half_precision_is_lifted():
     mu = torch.full((4, 3), 0.1, dtype=torch.bfloat16)
     assert fn.gaussian_kl(mu, mu).dtype == fn.bernoulli_nll(mu, mu).dtype == torch.float32
+
+
+def test_bernoulli_nll_is_torch_s_in_values_and_both_derivatives():
+    g = torch.Generator().manual_seed(0)
+    logits = torch.cat([torch.randn(6, 40, generator=g) * s for s in (1e-3, 1, 10, 60)], 1)
+    logits[:, :3] = torch.tensor([0.0, 90.0, -90.0])
+    x = torch.rand(logits.shape, generator=g)
+
+    def exact(logits, x):
+        return F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(1)
+
+    ours, theirs = fn.bernoulli_nll(x, logits), exact(logits.double(), x.double())
+    assert torch.allclose(ours.double(), theirs, rtol=1e-6)
+    small = torch.tensor([[-14.0]])  # where log(1 + e) would lose its digits
+    assert fn.bernoulli_nll(torch.zeros(1, 1), small).item() == pytest.approx(math.log1p(math.exp(-14)), rel=1e-6)
+    a = logits.clone().requires_grad_()
+    b = logits.double().requires_grad_()
+    (first_a,) = torch.autograd.grad(fn.bernoulli_nll(x, a).square().sum(), a, create_graph=True)
+    (first_b,) = torch.autograd.grad(exact(b, x.double()).square().sum(), b, create_graph=True)
+    assert torch.allclose(first_a.double(), first_b, rtol=1e-4, atol=1e-4)
+    (second_a,) = torch.autograd.grad(first_a.sum(), a)
+    (second_b,) = torch.autograd.grad(first_b.sum(), b)
+    assert torch.allclose(second_a.double(), second_b, rtol=1e-3, atol=1e-2)
+    y = x.clone().requires_grad_()
+    assert torch.allclose(torch.autograd.grad(fn.bernoulli_nll(y, logits).sum(), y)[0], -logits)
+    mapped = torch.func.vmap(lambda logit, target: fn.bernoulli_nll(target, logit))(
+        logits.view(2, 3, -1), x.view(2, 3, -1)
+    )
+    assert torch.allclose(mapped.flatten(), ours, rtol=1e-5)

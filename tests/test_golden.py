@@ -10,9 +10,14 @@ import pytest
 import torch
 
 import aezoo
+from aezoo.registry import MODELS
 
 GOLDEN = Path(__file__).with_name("golden.json")
-CASES = [(name, backbone) for name in aezoo.list_models() for backbone in ("mlp(widths=(16,))", "conv(widths=(4, 8))")]
+CASES = [
+    (name, backbone)
+    for name in aezoo.list_models()
+    for backbone in (["its own"] if MODELS[name].backbones else ["mlp(widths=(16,))", "conv(widths=(4, 8))"])
+]
 
 
 def losses(name, backbone):
@@ -20,7 +25,8 @@ def losses(name, backbone):
     n, d = torch.meshgrid(torch.arange(24.0), torch.arange(81.0), indexing="ij")
     x = (0.5 + 0.5 * torch.sin(0.37 * n + 0.11 * d + 0.013 * n * d)).view(24, 1, 9, 9)
     torch.manual_seed(7)
-    model = aezoo.create_model(name, input_shape=(1, 9, 9), latent_dim=6, backbone=backbone)
+    chosen = {} if MODELS[name].backbones else {"backbone": backbone}
+    model = aezoo.create_model(name, input_shape=(1, 9, 9), latent_dim=6, **chosen)
     rows = []
     aezoo.fit(
         model, x, epochs=3, batch_size=12, lr=3e-3, seed=7, val=x, callbacks=[rows.append], progress=False, device="cpu"
