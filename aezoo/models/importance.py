@@ -5,17 +5,16 @@ Legend: B batch, K latents, M groups of k draws, n = M k; log w = log p(x, z) - 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import functional as fn
-from .. import wholebatch
 from ..base import Pass, Spec, number, positive
 from ..registry import choice, register
+from ..wholebatch import rows_per_sample
 from .variational import Variational
 
 
@@ -124,13 +123,3 @@ class CIWAE(IWAE):
 def _each(x: Any, n: int) -> Any:
     """(B, ...) -> (B n, ...): every row n times, one behind the other."""
     return None if x is None else x.repeat_interleave(n, 0)
-
-
-@contextmanager
-def rows_per_sample(n: int) -> Iterator[None]:
-    """Inside the block every sample has n rows, one behind the other: statistics and draws of a batch that is spread over
-    processes are those of n times as many rows."""
-    held = wholebatch._SPREAD
-    many = nullcontext() if held is None else wholebatch.spread(held.start * n, held.stop * n, held.total * n)
-    with many:
-        yield

@@ -16,6 +16,7 @@ from .. import functional as fn
 from ..base import BaseAE, Code, Pass, Spec, Terms, count, number, positive
 from ..priors import StandardNormal
 from ..registry import register
+from ..wholebatch import rows_per_sample, whole_size
 
 CHUNK = 2**24  # decoded values held at once by log_prob: 64 MiB in float32
 
@@ -55,7 +56,7 @@ class Variational(BaseAE):
 
         A lower bound in expectation that rises to log p(x) with n (arXiv:1509.00519, eq. 8). The logsumexp runs in float64; at
         most 2^24 decoded values are held at once (but at least one sample), and exactly n samples are drawn for each x. Uses
-        the global RNG."""
+        the global RNG. (`aezoo.evaluate(model, data, log_prob=n)` tells how sure the estimate is.)"""
         self.check_input(x)
         self.check_condition(condition, len(x))
         positive("n", n)
@@ -65,15 +66,27 @@ class Variational(BaseAE):
             return torch.cat([self.log_prob(part, n, c) for part, c in zip(x.split(at_once), conditions)])
         with self.evaluating(), torch.no_grad():
             h = self.hidden(x, condition)
-            log_w = []
-            step = max(1, at_once // len(x))
-            for done in range(0, n, step):
-                s = min(step, n - done)
-                z, log_q = self.draw(_repeated(h, s))  # (s*B, ...)
-                c = None if condition is None else _repeated(condition, s)
-                log_joint = self.prior.log_prob(z) - self.likelihood.nll(self.emit(z, c), _repeated(x, s))
-                log_w.append((log_joint - log_q).view(s, len(x)).double())
-            return fn.log_mean_exp(torch.cat(log_w), 0)
+            total = torch.full((), -math.inf)
+            for s in self.draws_at_once(n, len(x)):
+                part = torch.logsumexp(self.log_weights(x, h, s, condition), 0)
+                total = torch.logaddexp(total.to(part), part)
+            return total - math.log(n)
+
+    def draws_at_once(self, n: int, rows: int) -> list[int]:
+        """n draws for each of `rows` samples in parts, such that at most 2^24 decoded values are held at once, but at least one draw.
+        They are the same however a batch is spread."""
+        step = max(1, CHUNK // math.prod(self.input_shape) // whole_size(rows))
+        return [min(step, n - done) for done in range(0, n, step)]
+
+    def log_weights(self, x: Tensor, h: Tensor, draws: int, condition: Tensor | None = None) -> Tensor:
+        """log w = log p(x|z) + log p(z) - log q(z|x) at `draws` z ~ q(z|x) of each x, nats: x (B, *input_shape), h its encoder output
+        -> (draws, B), float64 where the device has it. For evaluation mode; uses the global RNG."""
+        with rows_per_sample(draws):
+            z, log_q = self.draw(_each(h, draws))  # (B * draws, ...): those of a sample lie behind each other
+            c = None if condition is None else _each(condition, draws)
+            log_joint = self.prior.log_prob(z) - self.likelihood.nll(self.emit(z, c), _each(x, draws))
+        log_w = (log_joint - log_q).view(len(x), draws).T
+        return log_w if log_w.device.type == "mps" else log_w.double()
 
 
 @register("vae")
@@ -124,9 +137,9 @@ class VAE(Variational):
         return out._replace(metrics={**out.metrics, "elbo": -(out.terms["recon"] + out.terms["kl"])})
 
 
-def _repeated(x: Tensor, s: int) -> Tensor:
-    """(B, ...) -> (s*B, ...)."""
-    return x.repeat(s, *(1,) * (x.dim() - 1))
+def _each(x: Tensor, n: int) -> Tensor:
+    """(B, ...) -> (B * n, ...): every row n times, one behind the other."""
+    return x.repeat_interleave(n, 0)
 
 
 @register("beta_vae")
