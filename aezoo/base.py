@@ -118,6 +118,7 @@ class BaseAE(nn.Module, metaclass=Recorded):
     takes_condition: ClassVar[bool] = False  # labels or vectors that come with the data reach the model as `condition`
     accepts_missing: ClassVar[bool] = False  # NaN in the data means "not there": it is neither read nor scored
     backbones: ClassVar[tuple[str, ...]] = ()  # the only ones that make sense for this model; (): any
+    sparse_code: bool = False  # most latents of a sample are exactly 0
     game: ClassVar[bool] = False  # two sides with opposite aims: the total is not what falls in training
     main_metric: ClassVar[str] = "mse"  # the figure that tells whether this model does what it is for
     prior: Any  # p(z): a module with log_prob and sample, or None

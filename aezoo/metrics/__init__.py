@@ -1,4 +1,12 @@
-"""Figures of codes, factors and samples, as pure functions of tensors: they know no model and no loop.
+"""Metrics: how good a model is, in the field's own figures, by name.
 
-Each returns {name: (value, standard error, samples)}; the error is NaN where none makes sense, and the docstring says so.
+`base` says what a metric is; `reconstruction`, `bounds`, `latents` and `codes` hold those of models. `probing` and `disentanglement` are pure
+functions of codes, labels and factors that know no model and no loop; each returns {name: (value, standard error, samples)}, the
+error NaN where none makes sense. `labels` calls them.
 """
+
+from . import reconstruction, bounds, codes, latents, labels  # noqa: F401, I001  the order is that of the table
+from .base import METRICS, Figure, Metric, Seen, Subject
+from .choosing import chosen, described
+
+__all__ = ["METRICS", "Figure", "Metric", "Seen", "Subject", "chosen", "described"]

@@ -59,6 +59,12 @@ class QuantizedAE(BaseAE):
     def indices_of(self, h: Tensor) -> Tensor:
         return self.quantizer(h).indices
 
+    def by_codebook(self, indices: Tensor) -> dict[str, Tensor]:
+        """Indices (B, *index_shape) -> those of each codebook by its name, (B, ...): "1", "2", ... for levels, "" where there is one."""
+        if not self.quantizer.levels:
+            return {"": indices}
+        return {str(i + 1): part for i, part in enumerate(indices.unbind(-1))}
+
     def codes(self, indices: Tensor) -> Tensor:
         """Indices (B, *index_shape) -> z (B, *latent_shape)."""
         return self.quantizer.codes(indices).to(self._weights_dtype())

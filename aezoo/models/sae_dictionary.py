@@ -94,10 +94,11 @@ class SAE(BaseAE):
     over the whole batch of all processes, in a buffer.
 
     Metrics: "l0", latents above 0 per sample; "dead", fraction of all latents; "fvu", ||x - x^||^2 / ||x - mean(x)||^2 with both
-    sums over the batch and the mean that of the batch. Validation and `evaluate` average the last over batches; the figure of a
-    whole set is that of one batch that holds it."""
+    sums over the batch and the mean that of the batch, which validation averages over batches. `evaluate` takes sums and mean over
+    the whole set instead, and calls dead what never fires on it."""
 
     main_metric = "fvu"
+    sparse_code = True
     idle: Tensor
 
     def __init__(

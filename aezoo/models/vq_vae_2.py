@@ -109,6 +109,10 @@ class VQVAE2(QuantizedAE):
         top, bottom = self.both(h)
         return torch.cat([top.indices.flatten(1), bottom.indices.flatten(1)], 1)
 
+    def by_codebook(self, indices: Tensor) -> dict[str, Tensor]:
+        top, bottom = indices.tensor_split([self.top_size], 1)
+        return {"top": top, "bottom": bottom}
+
     def codes(self, indices: Tensor) -> Tensor:
         top, bottom = indices.tensor_split([self.top_size], 1)
         return torch.cat([self.top_quantizer.codes(top), self.quantizer.codes(bottom)], 2).to(self._weights_dtype())
