@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from .backbones import Backbone, Pair, build_backbone
 from .corruptions import CORRUPTIONS, Corruption
+from .figures import averaged, shown
 from .likelihoods import LIKELIHOODS, Likelihood
 from .registry import MODELS, Recorded, nearest, plain
 from .storage import write_json, write_tensors
@@ -60,6 +61,7 @@ class Pass(NamedTuple):
     z: Tensor
     terms: Terms
     metrics: Terms
+    """(B,) or scalar, and the parts of figures that are no means over samples (`figures`)."""
 
 
 class Code(NamedTuple):
@@ -216,7 +218,7 @@ class BaseAE(nn.Module, metaclass=Recorded):
         `x`, `target` (what to reconstruct; x itself by default): (B, *input_shape). Raises ValueError or TypeError for a wrong
         shape, dtype or an unexpected condition."""
         params, z, terms, metrics = self.propagate(x, target, condition)
-        return AEOutput(self.likelihood.mean(params), z, terms, metrics)
+        return AEOutput(self.likelihood.mean(params), z, terms, shown(metrics))
 
     def propagate(self, x: Tensor, target: Tensor | None = None, condition: Tensor | None = None) -> Pass:
         """What `forward` and `loss` share: x -> code -> decoder output and terms."""
@@ -231,16 +233,35 @@ class BaseAE(nn.Module, metaclass=Recorded):
 
     def loss(self, x: Tensor, target: Tensor | None = None, condition: Tensor | None = None) -> AELoss:
         """total = sum over terms of weight * mean over the batch. The weights are applied here and nowhere else."""
+        out = self.scored(x, target, condition)
+        return self.weighed(out.terms, out.metrics)
+
+    def scored(self, x: Tensor, target: Tensor | None = None, condition: Tensor | None = None) -> Pass | AEOutput:
+        """The pass that `loss` takes."""
         own = type(self).forward is not BaseAE.forward  # a variant that rewrites the whole pass
-        out = self(x, target, condition) if own else self.propagate(x, target, condition)
-        terms = {name: value.mean() if value.dim() else value for name, value in out.terms.items()}
+        return self(x, target, condition) if own else self.propagate(x, target, condition)
+
+    def weighed(self, terms: Terms, metrics: Terms) -> AELoss:
+        """What one pass found, (B,) or scalar, as the loss."""
+        terms = {name: value.mean() if value.dim() else value for name, value in terms.items()}
         weights = self.term_weights()
         total: Any = None
         for name, value in terms.items():
             weight = weights.get(name)
             value = value if weight is None else weight * value
             total = value if total is None else total + value
-        return AELoss(total, terms, {name: value.detach().mean() for name, value in out.metrics.items()})
+        return AELoss(total, terms, averaged(metrics if self.reports_parts else shown(metrics)))
+
+    reports_parts = False
+
+    @contextmanager
+    def reporting_parts(self) -> Iterator[None]:
+        """Inside the block, which the loop opens, the metrics of `loss` hold the parts of figures, too (`figures`)."""
+        before, self.reports_parts = self.reports_parts, True
+        try:
+            yield
+        finally:
+            self.reports_parts = before
 
     # ------------------------------------------------------------------------------------------------------------ use
 

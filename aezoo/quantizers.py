@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from . import functional as fn
 from .base import Terms, number, positive
+from .figures import shown, used
 from .registry import choice
 from .wholebatch import batch_axis, batch_sum, whole_batch
 
@@ -70,12 +71,18 @@ class Quantizer(nn.Module):
 
     def forward(self, z: Tensor) -> Quantized:
         """z (B, C, *grid), or (B, C) for a single vector. Raises ValueError for another number of channels."""
+        out = self.counted(z)
+        return out._replace(metrics=shown(out.metrics))
+
+    def counted(self, z: Tensor) -> Quantized:
+        """The same with a metric more, which the two are of a whole set made of (`figures`): "codes.", how often a sample uses each code,
+        (levels, K)."""
         if z.dim() < 2 or z.shape[1] != self.dim:
             raise ValueError(f"z has shape {tuple(z.shape)}; this quantiser takes (batch, {self.dim}, *grid)")
         rows = fn.full(z).reshape(*z.shape[:2], -1).movedim(1, 2).contiguous()  # (B, C, *grid) -> (B, T, C)
         with torch.autocast(z.device.type, enabled=False):
             q, indices, terms, counts = self.quantize(rows)
-            metrics = {"perplexity": fn.perplexity(counts).mean(), "usage": (counts > 0).to(counts).mean()}
+            metrics = used(counts, len(z))
         z_q = q.movedim(2, 1).reshape(z.shape).to(z.dtype)
         return Quantized(z_q, indices.reshape(len(z), *z.shape[2:], *indices.shape[2:]), terms, metrics)
 

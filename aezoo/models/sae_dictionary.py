@@ -18,7 +18,8 @@ from .. import functional as fn
 from .. import sparse_ops
 from ..backbones import Linear
 from ..base import BaseAE, Code, Pass, Spec, Terms, count, number, positive
-from ..wholebatch import batch_mean, batch_sum, whole_batch
+from ..figures import unexplained
+from ..wholebatch import batch_sum, whole_batch
 
 
 class RowDecoder(nn.Module):
@@ -93,9 +94,9 @@ class SAE(BaseAE):
     backbones keep their own layers. A latent is dead if it was at 0 for the last `dead_after` samples of training; they are counted
     over the whole batch of all processes, in a buffer.
 
-    Metrics: "l0", latents above 0 per sample; "dead", fraction of all latents; "fvu", ||x - x^||^2 / ||x - mean(x)||^2 with both
-    sums over the batch and the mean that of the batch, which validation averages over batches. `evaluate` takes sums and mean over
-    the whole set instead, and calls dead what never fires on it."""
+    Metrics: "l0", latents above 0 per sample; "dead", fraction of all latents; "fvu", ||x - x^||^2 / ||x - mean(x)||^2, sums and mean
+    over the batch, and in the history of a training over all samples of the row or of the validation set (`figures`). `evaluate` calls
+    dead what never fires on its data."""
 
     main_metric = "fvu"
     sparse_code = True
@@ -217,11 +218,7 @@ class SAE(BaseAE):
             if not torch.compiler.is_compiling():
                 self.seen += samples
             self.idle.add_(samples).masked_fill_(anywhere, 0)
-        residual = fn.full(goal) - fn.full(self.likelihood.mean(params))
-        left = batch_sum(fn.per_sample(residual.square()))
-        spread = batch_sum(fn.per_sample((fn.full(goal) - batch_mean(fn.full(goal))).square()))
-        fvu = torch.where(spread > 0, left / torch.where(spread > 0, spread, 1), 0)
-        return {"l0": l0, "dead": self.dead.float().mean(), "fvu": fvu}
+        return {"l0": l0, "dead": self.dead.float().mean(), **unexplained(self.likelihood.mean(params), goal)}
 
 
 class PenalisedSAE(SAE):

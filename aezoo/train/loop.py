@@ -129,6 +129,7 @@ class _Trainer(Setup):
             contextlib.closing(self.bar),
             Interrupts(self.world.size > 1) as self.interrupts,
             self.hardware.applied(),
+            self.model.reporting_parts(),
             recompute,
         ):
             self.hooks.call("on_start", self)
