@@ -62,15 +62,20 @@ class IWAE(Variational):
         self.check_condition(condition, len(x))
         n = self.groups * self.k
         mu, logvar = self.posterior(self.hidden(self.corrupt(x), condition))  # (B, K) each
-        noise = torch.randn(len(x), n, self.latent_dim, dtype=mu.dtype, device=mu.device)
-        draws = mu[:, None] + torch.exp(0.5 * logvar).to(mu.dtype)[:, None] * noise  # (B, n, K)
+        mean = fn.full(mu)
+        noise = torch.randn(len(x), n, self.latent_dim, dtype=mean.dtype, device=mean.device)
+        draws = (
+            mean[:, None] + torch.exp(0.5 * logvar)[:, None] * noise
+        )  # (B, n, K), not rounded: their densities are asked for
         z = draws.flatten(0, 1)  # (B n, K): the draws of a sample lie behind each other
         with rows_per_sample(n):
-            params = self.emit(self.corrupt(z, "latent"), _each(condition, n))
+            params = self.emit(self.corrupt(z.to(mu.dtype), "latent"), _each(condition, n))
             nll = self.likelihood.nll(params, _each(x if target is None else target, n))
         if self.gradient == "dreg":  # q's parameters act through z alone
-            mu, logvar = mu.detach(), logvar.detach()
-        log_ratio = -fn.gaussian_nll(z, _each(mu, n), 0.5 * _each(logvar, n)) - self.prior.log_prob(z)  # log q - log p
+            mean, logvar = mean.detach(), logvar.detach()
+        log_ratio = -fn.gaussian_nll(z, _each(mean, n), 0.5 * _each(logvar, n)) - self.prior.log_prob(
+            z
+        )  # log q - log p
         log_w = -(nll + log_ratio).unflatten(0, (-1, self.groups, self.k))  # (B, M, k)
         if self.gradient == "dreg" and z.requires_grad:
             factor = fn.path_factor(log_w, self.beta).flatten()[:, None]
@@ -81,7 +86,7 @@ class IWAE(Variational):
             "kl": log_ratio.unflatten(0, (-1, n)).mean(1),
             "gap": elbo - bound,
         }
-        return Pass(params.unflatten(0, (-1, n))[:, 0], draws[:, 0], terms, {"iwae": bound, "elbo": elbo})
+        return Pass(params.unflatten(0, (-1, n))[:, 0], draws[:, 0].to(mu.dtype), terms, {"iwae": bound, "elbo": elbo})
 
 
 @register("miwae")

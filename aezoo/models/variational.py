@@ -46,10 +46,14 @@ class Variational(BaseAE):
         return z, {"kl": fn.gaussian_kl(mu, logvar)}
 
     def draw(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """One draw z ~ q(z|x) for each row of h, and log q(z|x): (B, *latent_shape), (B,)."""
+        """One draw z ~ q(z|x) for each row of h, and log q(z|x): (B, *latent_shape) in at least float32, (B,).
+
+        A draw that is rounded to h's precision is none of q: its densities are off by nats where q is narrow and far from 0. So
+        they are taken of this one, and what is decoded is cast afterwards."""
         mu, logvar = self.posterior(h)
-        z = mu + torch.exp(0.5 * logvar).to(mu.dtype) * torch.randn_like(mu)
-        return z, -fn.gaussian_nll(z, mu, 0.5 * logvar)
+        mean = fn.full(mu)
+        z = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
+        return z, -fn.gaussian_nll(z, mean, 0.5 * logvar)
 
     def log_prob(self, x: Tensor, n: int = 5000, condition: Tensor | None = None) -> Tensor:
         """log p(x) ~ log 1/n sum_i p(x|z_i) p(z_i) / q(z_i|x), z_i ~ q(z|x), in nats: (B, *input_shape) -> (B,) float64.
@@ -84,7 +88,7 @@ class Variational(BaseAE):
         with rows_per_sample(draws):
             z, log_q = self.draw(_each(h, draws))  # (B * draws, ...): those of a sample lie behind each other
             c = None if condition is None else _each(condition, draws)
-            log_joint = self.prior.log_prob(z) - self.likelihood.nll(self.emit(z, c), _each(x, draws))
+            log_joint = self.prior.log_prob(z) - self.likelihood.nll(self.emit(z.to(h.dtype), c), _each(x, draws))
         log_w = (log_joint - log_q).view(len(x), draws).T
         return log_w if log_w.device.type == "mps" else log_w.double()
 
