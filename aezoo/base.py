@@ -199,7 +199,7 @@ class BaseAE(nn.Module, metaclass=Recorded):
         return [Stage("train", 1.0, list(self.parameters()))]
 
     stage = 0  # which of `stages()` is being trained; the loop sets it
-    origin: dict[str, Any] | None = None  # what a file of another library said beside sizes and weights, see `aezoo.interop`
+    origin: dict[str, Any] | None = None  # what another library's file said beside sizes and weights, see `interop`
 
     # -------------------------------------------------------------------------------------------------------- training
 
