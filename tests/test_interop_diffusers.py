@@ -39,7 +39,7 @@ def spread(model, x):
 
 
 def close(a, b):
-    assert a.shape == b.shape and float((a - b).abs().max()) < 1e-4
+    assert a.shape == b.shape and (a - b).abs().max().item() < 1e-4
 
 
 def rewrite(folder, **changes):
@@ -467,6 +467,16 @@ def test_options_of_save_are_checked(tmp_path):
     model = build()
     with pytest.raises(ValueError, match=r"'scaling_facto' is not known.*Did you mean 'scaling_factor'"):
         diffusers.save(model, tmp_path, scaling_facto=1.0)
+    for wrong, match in [
+        ({"scaling_factor": "1"}, "scaling_factor='1' must be a number"),
+        ({"scaling_factor": None}, "scaling_factor=None must be a number"),
+        ({"latents_mean": [0.0, 1.0]}, "latents_mean=.* must be None or 3 numbers"),
+        ({"force_upcast": 1}, "force_upcast=1 must be True or False"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            diffusers.save(model, tmp_path, **wrong)
+    assert not list(tmp_path.iterdir())
+    diffusers.save(model, tmp_path / "use", shift_factor=None, latents_std=(1, 2, 3.0))
     with pytest.raises(TypeError, match="must be a model of aezoo; got Linear"):
         diffusers.save(torch.nn.Linear(1, 1), tmp_path)
     model.save_pretrained(tmp_path / "ours")
