@@ -124,7 +124,7 @@ def test_bfloat16_autocast_keeps_losses_in_float32(name):
 
 LIKELIHOODS = [
     "mse", "bce", "l1", "huber(delta=0.5)", "gaussian", "gaussian(sigma=0.5)", "gaussian(sigma='learned')", "gaussian(sigma='predicted')",
-    "laplace", "laplace(scale='predicted')", "bernoulli", "continuous_bernoulli",
+    "laplace", "laplace(scale='predicted')", "bernoulli", "continuous_bernoulli", "logistic_mixture(components=3)",
 ]  # fmt: skip
 CORRUPTIONS = [
     "gaussian(sigma=(0.0, 0.5))", "masking(p=0.5)", "salt_and_pepper(p=(0.1, 0.3))", "speckle", "gaussian(sigma=0.1, where='latent')",
@@ -140,7 +140,7 @@ def test_any_likelihood(name, likelihood):
         with pytest.raises(ValueError, match="nats"):
             build(name, (1, 9, 7), likelihood=likelihood)
         return
-    if "predicted" in likelihood and name.startswith("tied"):
+    if ("predicted" in likelihood or "mixture" in likelihood) and name.startswith("tied"):
         with pytest.raises(ValueError, match="tied"):
             build(name, (1, 9, 7), cls.__signature__.parameters["backbone"].default, likelihood=likelihood)
         return

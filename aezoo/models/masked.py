@@ -75,6 +75,10 @@ class MaskedAE(BaseAE):
         **base: Any,
     ):
         super().__init__(input_shape, latent_dim, backbone=backbone, **base)
+        if not self.likelihood.elementwise:
+            raise ValueError(
+                f"mae scores the hidden patches, and likelihood={self.likelihood.name!r} whole pictures; take likelihood='mse'"
+            )
         self.mask_ratio = number("mask_ratio", mask_ratio, "a number between 0 and 1", lambda v: 0 < v < 1)
         layout = self.encoder.layout
         if layout.num_patches < 2:
