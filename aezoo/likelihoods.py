@@ -377,7 +377,9 @@ class ContinuousBernoulli(Likelihood):
         u = _uniform(logits, generator)
         small = logits.abs() < 1e-3  # there the distribution is uniform to first order
         safe = torch.where(small, torch.ones_like(logits), logits)
-        return torch.where(small, u, torch.log1p(u * torch.expm1(safe)) / safe).clamp(0, 1)
+        steep = safe.abs()  # drawn from the end where the density is largest, so that no exp overflows
+        distance = -torch.log1p(u * torch.expm1(-steep)) / steep
+        return torch.where(small, u, torch.where(safe < 0, distance, 1 - distance)).clamp(0, 1)
 
 
 @LIKELIHOODS.register("logistic_mixture")

@@ -119,12 +119,14 @@ def continuous_bernoulli_nll(x: Tensor, logits: Tensor) -> Tensor:
 
 
 def continuous_bernoulli_mean(logits: Tensor) -> Tensor:
-    """E[x] = lambda / (2 lambda - 1) + 1 / (2 atanh(1-2 lambda)) = 1 / (1 - exp(-l)) - 1 / l; 1/2 + l/12 - l^3/720 near 0."""
+    """E[x] = lambda / (2 lambda - 1) + 1 / (2 atanh(1-2 lambda)) = 1/2 + 1 / (2 tanh(l/2)) - 1/l; 1/2 + l/12 - l^3/720 near 0.
+
+    The tanh has a finite gradient at any l, where that of the equal 1 / (1 - exp(-l)) is NaN below -89 in single precision."""
     logits = full(logits)
     small = logits.abs() < 0.1
     safe = torch.where(small, torch.ones_like(logits), logits)
     near = torch.where(small, logits, torch.zeros_like(logits))
-    return torch.where(small, 0.5 + near / 12 - near**3 / 720, -1 / torch.expm1(-safe) - 1 / safe)
+    return torch.where(small, 0.5 + near / 12 - near**3 / 720, 0.5 + 0.5 / torch.tanh(safe / 2) - 1 / safe)
 
 
 def discretized_logistic_mixture_nll(
