@@ -1,6 +1,7 @@
 """The contract of `BaseAE`, over every registered model x backbone x shape. A new model is covered without touching this file."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -197,6 +198,10 @@ def test_tied_weights(name, backbone, tmp_path):
 def test_every_model_says_what_it_is(name):
     cls = aezoo.registry.MODELS[name]
     assert cls.__doc__ and cls.paper and ("Paper" in cls.__doc__ or cls.paper.split()[0] in cls.__doc__)
+    assert re.search(r"\bDeviations?\b.*?: ?\S", cls.__doc__, re.S), (
+        "in what it deviates from its paper ('none' is an answer)"
+    )
+    assert re.search(r"[xy]\^|E_q\[|E\[|\|\||\|sg|ELBO|L_k|relu\(|exp\(", cls.__doc__), "a formula in symbols"
     signature = aezoo.registry.signature(cls)
     assert all(p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in signature.parameters.values())
 

@@ -17,7 +17,8 @@ from .variational import VAE
 
 @register("conv_ae")
 class ConvAE(AE):
-    """A plain autoencoder with strided convolutions, in 1-D, 2-D or 3-D by the rank of `input_shape`.
+    """A plain autoencoder with strided convolutions, in 1-D, 2-D or 3-D by the rank of `input_shape`: min loss(x, x^),
+    h_i = s(W_i * h_{i-1} + b_i) at every second place, h_0 = x, and transposed convolutions back.
 
     Paper: Masci et al. 2011, "Stacked convolutional auto-encoders for hierarchical feature extraction".
     Deviations: strided convolutions where the paper pools, trained at once and not layer by layer."""
