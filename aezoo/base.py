@@ -101,8 +101,8 @@ class BaseAE(nn.Module, metaclass=Recorded):
         latent_dim: K, size of the code.
         backbone: the encoder/decoder pair: "mlp", "conv", "resnet", ..., or with options: "mlp(widths=(512, 256), dropout=0.1)"; or two
             modules of your own, (encoder, decoder).
-        likelihood: what a reconstruction costs: "mse", "bce", "l1", "huber" (means over dims), or a density "gaussian",
-            "laplace", "bernoulli", "continuous_bernoulli" (nats per sample).
+        likelihood: what a reconstruction costs: "mse", "bce", "l1", "huber" (means over dims), "ms_ssim" (pictures), or a density
+            "gaussian", "laplace", "bernoulli", "continuous_bernoulli", "logistic_mixture" (nats per sample).
         corruption: noise in training: "none", "gaussian(sigma=0.3)", "masking", "salt_and_pepper", "speckle", "poisson"; each takes
             where="input"|"latent". A list applies several in turn.
 

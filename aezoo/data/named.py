@@ -49,6 +49,15 @@ def digits(split: str, size: Any, binarize: str, root: Any, workers: Any) -> Sou
     )
 
 
+@DATASETS.register("digit-halves")
+def digit_halves(split: str, size: Any, binarize: str, root: Any, workers: Any) -> Source:
+    """The digits as pairs (2, 4, 8): the upper half of each, and the lower one, for models that predict the one from the other."""
+    if size is not None:
+        raise ValueError(f"size={size!r} does not apply to the data set digit-halves, whose samples are pairs")
+    whole: Any = digits(split, None, "none", root, workers)
+    return _tensor_source("digit-halves", whole.x.view(-1, 2, 4, 8), whole.labels, None, binarize, whole.class_names)
+
+
 def _tensor_source(name: str, x: Any, y: Any, size: Any, binarize: str, classes: Any) -> TensorSource:
     if size is not None:
         resized = torch.nn.functional.interpolate(x.float(), size, mode="bilinear", antialias=True, align_corners=False)

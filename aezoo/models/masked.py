@@ -35,7 +35,7 @@ class MaskedAE(BaseAE):
     """Masked autoencoder: M of N patches are hidden, the encoder sees the V others only, the decoder sees their codes and a mask token
     in place of each hidden patch, and
 
-        loss = loss(x, d(e(visible patches))) over the hidden patches alone: their mean for plain losses, and for densities
+        loss = loss(x, x^), x^ = d(e(visible patches)), over the hidden patches alone: their mean for plain losses, and for densities
         -log p(hidden | visible) in nats.
 
     Paper: He et al. 2021, arXiv:2111.06377 (section 3). Every sample draws its own set of exactly M = round(mask_ratio * N) patches (at
@@ -75,6 +75,10 @@ class MaskedAE(BaseAE):
         **base: Any,
     ):
         super().__init__(input_shape, latent_dim, backbone=backbone, **base)
+        if not self.likelihood.elementwise:
+            raise ValueError(
+                f"mae scores the hidden patches, and likelihood={self.likelihood.name!r} whole pictures; take likelihood='mse'"
+            )
         self.mask_ratio = number("mask_ratio", mask_ratio, "a number between 0 and 1", lambda v: 0 < v < 1)
         layout = self.encoder.layout
         if layout.num_patches < 2:

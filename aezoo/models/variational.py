@@ -151,7 +151,7 @@ class BetaVAE(VAE):
     """VAE with a heavier KL term: E_q[-log p(x|z)] + beta KL(q(z|x) || p(z)), beta = 4 by default, for disentangled latents.
 
     Paper: Higgins et al. 2017, "beta-VAE: Learning basic visual concepts with a constrained variational framework" (ICLR).
-    Both terms are sums over dims, so beta is the paper's beta and not divided by D or K."""
+    Both terms are sums over dims, so beta is the paper's beta and not divided by D or K. Deviations: those of `vae`."""
 
     paper = "Higgins et al. 2017 (ICLR)"
 
