@@ -12,8 +12,6 @@ from .base import BaseAE, positive
 from .data import load_data
 from .metrics import METRICS, Subject, chosen
 from .metrics.base import Mean
-from .metrics.bounds import DRAWS
-from .metrics.choosing import names_in
 from .randomness import checked_seed, forked_rng, set_seed
 from .train.hardware import decide
 
@@ -82,9 +80,9 @@ def evaluate(
             train=None if train is None else lambda: load_data(train).reshaped(model.input_shape).to(hardware.device),
             tick=bar.update,
         )
-        if metrics is not None and log_prob:
-            metrics = [*names_in(metrics), "log_prob"]
         wanted = chosen(metrics, subject)
+        if log_prob and "log_prob" not in wanted:  # then it is the only one that was refused
+            wanted |= chosen("log_prob", subject)
         with bar:
             return _report(subject, wanted, batch_size, bar)
 
@@ -138,6 +136,3 @@ def table(metrics: Report) -> str:
     wide = [max(len(row[i]) for row in rows) for i in range(5)]
     lines = [f"{a:<{wide[0]}}  {b:>{wide[1]}}  {c:<{wide[2]}}  {d:>{wide[3]}}  {e}".rstrip() for a, b, c, d, e in rows]
     return "\n".join(lines)
-
-
-__all__ = ["DRAWS", "evaluate", "table"]

@@ -287,6 +287,7 @@ class Metric:
     name: ClassVar[str] = ""
     unit: ClassVar[str] = ""
     cheap: ClassVar[bool] = True  # taken without being asked for, where it fits
+    gives: ClassVar[tuple[str, ...]] = ()  # its figures, as far as they are always the same; (): one of its own name
     keeps: ClassVar[tuple[str, ...]] = ()  # attributes of `Seen` that `whole` gets of all samples, on the CPU
 
     def __init__(self, subject: Subject):
@@ -305,7 +306,7 @@ class Metric:
     @classmethod
     def figures(cls, subject: Subject) -> list[str]:
         """The names of what it gives, where it fits."""
-        return [cls.name]
+        return list(cls.gives or (cls.name,))
 
     def unit_of(self, figure: str) -> str:
         return self.unit
