@@ -532,6 +532,25 @@ def test_disentanglement_of_a_code_that_is_the_factors():
         evaluate(model, factors.float(), "mig")
 
 
+# ------------------------------------------------------------------------------------------------------------ generated
+
+
+def test_samples_of_the_law_of_the_data_are_close_and_others_are_not():
+    model, _ = linear_vae()
+    real = model.sample(
+        400, generator=torch.Generator().manual_seed(3)
+    ).detach()  # means, without the likelihood's noise
+    close = evaluate(model, real, ["frechet_distance", "precision_recall"], samples=300)
+    far = evaluate(model, real + 3, ["frechet_distance", "precision_recall"], samples=300)
+    assert close["frechet_distance"]["mean"] < 1 < 20 < far["frechet_distance"]["mean"]
+    assert close["precision"]["mean"] > 0.8 and close["recall"]["mean"] > 0.8 and far["precision"]["mean"] < 0.3
+    assert (close["precision"]["samples"], close["recall"]["samples"]) == (300, 400)
+    assert close == evaluate(model, real, ["frechet_distance", "precision_recall"], samples=300)
+    some = evaluate(model, real, "frechet*", samples=300, features=lambda x: x[:, :1])
+    assert some["frechet_distance"]["mean"] < close["frechet_distance"]["mean"]
+    assert "pixels" in close["precision"]["unit"]
+
+
 # ------------------------------------------------------------------------------------------------------------- choosing
 
 

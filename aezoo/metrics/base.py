@@ -186,11 +186,12 @@ class Subject:
         seed: int,
         log_prob: int = 0,
         samples: int | None = None,
+        features: Any = "pixels",
         train: Callable[[], Source] | None = None,
         tick: Callable[[float], Any] = lambda n: None,
     ):
         self.model, self.source, self.span, self.device, self.seed = model, source, span, device, seed
-        self.log_prob, self.samples, self.train, self.tick = log_prob, samples, train, tick
+        self.log_prob, self.samples, self.features, self.train, self.tick = log_prob, samples, features, train, tick
         self.dtype = next(model.parameters()).dtype
         self.size = len(source)
 
@@ -257,9 +258,9 @@ class Subject:
         like = next(self.model.parameters())
         return self._in_blocks(n, PRIOR, lambda m: self.model.prior.sample(m, self.model.latent_shape, like).flatten(1))
 
-    def model_samples(self, n: int) -> Tensor:
-        """n new samples from the model, (n, *input_shape), on the CPU."""
-        return self._in_blocks(n, MODEL_SAMPLES, lambda m: self.model.sample(m).cpu())
+    def model_samples(self, n: int, features: Callable[[Tensor], Tensor]) -> Tensor:
+        """Features of n new samples from the model, (n, K), on the CPU."""
+        return self._in_blocks(n, MODEL_SAMPLES, lambda m: features(self.model.sample(m)).cpu())
 
     def _in_blocks(self, n: int, what: int, draw: Callable[[int], Tensor]) -> Tensor:
         parts = []

@@ -99,14 +99,17 @@ class LogProb(Metric):
                 value = model.log_prob(seen.x, self.draws, **seen.told)
             self.subject.tick(len(seen))
             return {"log_prob": value, **self._bits(value, seen)}
-        parts = []
+        n, done = self.draws, 0
+        wide = torch.float32 if seen.x.device.type == "mps" else torch.float64
+        log_w = torch.empty(
+            n, len(seen), dtype=wide, device=seen.x.device
+        )  # of one piece: a list of parts would scatter the heap
         with seen.drawing(WEIGHTS):
             h = model.hidden(seen.x, **seen.told)
-            for s in model.draws_at_once(self.draws, len(seen)):
-                parts.append(model.log_weights(seen.x, h, s, **seen.told))  # (s, B)
-                self.subject.tick(len(seen) * s / self.draws)
-        log_w = torch.cat(parts)  # (n, B)
-        n = len(log_w)
+            for s in model.draws_at_once(n, seen.x):
+                log_w[done : done + s] = model.log_weights(seen.x, h, s, **seen.told)
+                done += s
+                self.subject.tick(len(seen) * s / n)
         total = torch.logsumexp(log_w, 0)
         ess = torch.exp(2 * total - torch.logsumexp(2 * log_w, 0))
         self.variance += float(((n / ess - 1).clamp_min(0) / n).sum())
