@@ -186,6 +186,9 @@ def command_evaluate(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--samples", type=int, default=None, help="draws from the prior to compare with (default: one for each sample)"
     )
+    parser.add_argument(
+        "--features", default="pixels", help="what samples are compared by: pixels, fashion or inception"
+    )
     parser.add_argument("--batch_size", type=int, default=512, help="samples taken at once, 512 at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
@@ -209,7 +212,7 @@ def command_evaluate(argv: Sequence[str]) -> None:
         source, what = _held_out(recipes.read(run_file(o.run, "config.yaml")))
     metrics = evaluate(
         model, source, metrics=o.metrics, batch_size=o.batch_size, seed=o.seed, device=o.device, log_prob=o.log_prob,
-        samples=o.samples, train=_trained_on(o.run) if o.data is None else None,
+        samples=o.samples, features=o.features, train=_trained_on(o.run) if o.data is None else None,
     )  # fmt: skip
     print(f"{model.name} of {o.run} on {what} ({model.units} for its terms; ± standard error)")
     print(table(metrics))
