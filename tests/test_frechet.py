@@ -119,24 +119,27 @@ def by_hand(x, ground, k):
 @pytest.mark.parametrize("k", [1, 3])
 def test_precision_and_recall_by_brute_force(monkeypatch, k):
     real, fake = rand(60, 3), 0.8 * rand(48, 3, seed=1) + torch.tensor([1.5, 0, 0]).double()
-    got = precision_recall(real, fake, k, groups=4, seed=5)
+    got = precision_recall(real, fake, k, halves=4, seed=5)
     assert got["precision"][0] == pytest.approx(by_hand(fake, real, k)) and got["precision"][2] == 48
     assert got["recall"][0] == pytest.approx(by_hand(real, fake, k)) and got["recall"][2] == 60
     assert 0.1 < min(got["recall"][0], got["precision"][0]) < max(got["recall"][0], got["precision"][0]) < 1
-    dealt = [torch.randperm(n, generator=torch.Generator().manual_seed(5)).tensor_split(4) for n in (60, 48)]
-    parts = torch.tensor([by_hand(fake[b], real[a], k) for a, b in zip(*dealt)]).double()
-    spread = float((parts - parts.mean()).square().sum().div(4 * 3).sqrt())
+    g, parts = torch.Generator().manual_seed(5), []
+    for _ in range(4):
+        i, j = torch.randperm(60, generator=g)[:30], torch.randperm(48, generator=g)[:24]
+        parts.append([by_hand(fake[j], real[i], k), by_hand(real[i], fake[j], k)])
+    spread, across = (math.sqrt(sum((p - sum(ps) / 4) ** 2 for p in ps) / 3) for ps in zip(*parts))
+    assert got["recall"][1] == pytest.approx(across) and across > 0
     assert got["precision"][1] == pytest.approx(spread) and spread > 0
     monkeypatch.setattr("aezoo.metrics.frechet.CHUNK", 300)
-    assert precision_recall(real, fake, k, groups=4, seed=5) == got
-    moved = precision_recall(100 + real.float(), 100 + fake.float(), k, groups=4, seed=5)
+    assert precision_recall(real, fake, k, halves=4, seed=5) == got
+    moved = precision_recall(100 + real.float(), 100 + fake.float(), k, halves=4, seed=5)
     assert moved["precision"] == pytest.approx(got["precision"], abs=1e-3)
 
 
 def test_precision_and_recall_at_their_ends():
     x = rand(300, 2)
     same = precision_recall(x, x)
-    assert same["precision"][:2] == same["recall"][:2] == (1.0, 0.0)
+    assert same["precision"][0] == same["recall"][0] == 1.0
     apart = precision_recall(x, x + 100)
     assert apart["precision"][0] == apart["recall"][0] == 0.0
     narrow = precision_recall(x, 0.05 * rand(300, 2, seed=1))  # good samples, all alike
@@ -150,8 +153,9 @@ def test_repeatable_and_without_a_trace():
     for metric in (frechet_distance, precision_recall):
         a, b, c = (metric(real, fake, seed=s) for s in (1, 1, 2))
         assert a == b and a != c and all(a[n][0] == c[n][0] for n in a)
-        assert all(math.isnan(e) for _, e, _ in metric(real, fake, groups=0).values())
-        assert all(math.isnan(e) for _, e, _ in metric(real[:20], fake[:20]).values())  # too few for ten groups
+        assert all(math.isnan(e) for _, e, _ in metric(real[:7], fake[:7]).values())  # too few for an error
+    assert math.isnan(frechet_distance(real, fake, groups=0)["frechet_distance"][1])
+    assert math.isnan(precision_recall(real, fake, halves=0)["recall"][1])
     assert torch.equal(rng, torch.get_rng_state())
 
 
@@ -163,6 +167,7 @@ def test_repeatable_and_without_a_trace():
         (lambda: frechet_distance(rand(1, 3), rand(9, 3)), "a must hold at least two"),
         (lambda: precision_recall(rand(9, 3), rand(3, 3)), "k=3 neighbours need more than 3 samples; got 9 real and 3"),
         (lambda: precision_recall(rand(9, 3), rand(9, 3), k=0), "k=0"),
+        (lambda: precision_recall(rand(9, 3), rand(9, 3), halves=-1), "halves=-1"),
         (lambda: precision_recall(rand(9, 3) / 0, rand(9, 3)), "real holds NaN or infinity"),
         (lambda: feature_extractor("inceptoin"), "Did you mean 'inception'"),
         (lambda: feature_extractor(lambda x: x.sum())(rand(4, 3)), r"must be a tensor \(4, K\); got \(\)"),

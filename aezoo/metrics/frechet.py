@@ -4,10 +4,10 @@
     frechet_distance(features(real), features(fake))        # {"frechet_distance": (value, stderr, samples)}
     precision_recall(features(real), features(fake))
 
-Figures compare with each other only where features and numbers of samples are the same. Standard errors come from samples dealt into G
-groups: of the distance by the jackknife (again without each group), of precision and recall by the spread over groups.
+Figures compare with each other only where features and numbers of samples are the same. Standard errors are jackknives': again without
+each of some groups of samples, or on halves.
 
-Legend: N real and M generated samples, K features, G groups, k neighbours.
+Legend: N real and M generated samples, K features, k neighbours.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def frechet_distance(a: Any, b: Any, *, groups: int = 10, seed: int = 0) -> Scor
     moments = [_moments(x) for x in (a, b)]
     whole = gaussian_frechet(*moments[0], *moments[1])
     parts = []
-    for left_a, left_b in zip(*(_dealt(len(x), groups, seed, x.device, least=4) for x in (a, b))):
+    for left_a, left_b in zip(*(_dealt(len(x), groups, seed, x.device) for x in (a, b))):
         parts.append(gaussian_frechet(*_without(*moments[0], a, left_a), *_without(*moments[1], b, left_b)))
     return {"frechet_distance": (whole, jackknife(whole, parts), min(len(a), len(b)))}
 
@@ -83,10 +83,10 @@ def _without(mean: Tensor, cov: Tensor, x: Tensor, left: Tensor) -> tuple[Tensor
     return mean + shift, scatter / (kept - 1)
 
 
-def _dealt(n: int, groups: int, seed: int, device: torch.device, least: int) -> list[Tensor]:
-    """Positions 0 .. n-1 in `groups` parts of equal size, to one; none where a part would have fewer than `least`."""
+def _dealt(n: int, groups: int, seed: int, device: torch.device) -> list[Tensor]:
+    """Positions 0 .. n-1 in `groups` parts of equal size, to one; none where a part would have fewer than 4."""
     groups = count("groups", groups)
-    if groups < 2 or n < groups * least:
+    if groups < 2 or n < groups * 4:
         return []
     order = torch.randperm(n, generator=torch.Generator().manual_seed(checked_seed(seed))).to(device)
     return list(order.tensor_split(groups))
@@ -99,7 +99,7 @@ def _double(x: Tensor) -> Tensor:
 # -------------------------------------------------------------------------------------------------- precision, recall
 
 
-def precision_recall(real: Any, fake: Any, k: int = 3, *, groups: int = 10, seed: int = 0) -> Scores:
+def precision_recall(real: Any, fake: Any, k: int = 3, *, halves: int = 10, seed: int = 0) -> Scores:
     """Precision and recall of generated samples (arXiv:1904.06991): around each sample of a set lies a ball that reaches to its k-th
     nearest neighbour in the set (itself not counted), and the balls together are the set's manifold.
 
@@ -107,9 +107,10 @@ def precision_recall(real: Any, fake: Any, k: int = 3, *, groups: int = 10, seed
         recall:    the share of real features on the manifold of the generated ones
 
     Both depend on N and M. Distances are products of matrices, in chunks, on the features' device.
-    Returns {"precision": (..., M), "recall": (..., N)}. The errors: both sets are dealt into `groups` by `seed`, and the deviation of the
-    figure over the groups, divided by sqrt(groups), is its error. (It counts that the manifolds vary, which a binomial error does not; the
-    jackknife's is far too large, since a k-th neighbour jumps.) NaN where a group would have fewer than 2 (k + 1) samples.
+    Returns {"precision": (..., M), "recall": (..., N)}. The errors are the deviation of the figure over `halves` random halves of both sets,
+    drawn by `seed` (the delete-half jackknife, Shao & Wu 1989, which holds for what is not smooth, as a k-th neighbour is not). They count
+    that the manifolds vary, which a binomial error does not, and come out somewhat too large rather than too small. NaN for fewer than
+    two halves, or halves of at most k samples.
     Raises ValueError or TypeError for features that do not fit each other, and for sets of at most k samples."""
     real = checked_codes("real", real)
     fake = checked_codes("fake", fake, real.shape[1]).to(real)
@@ -117,13 +118,13 @@ def precision_recall(real: Any, fake: Any, k: int = 3, *, groups: int = 10, seed
         raise ValueError(f"k={k} neighbours need more than {k} samples; got {len(real)} real and {len(fake)} generated")
     middle = real.mean(0)
     real, fake = real - middle, fake - middle  # so that the products lose no digits where all features lie far from 0
-    parts = [
-        [_on_manifold(fake[j], real[i], k), _on_manifold(real[i], fake[j], k)]
-        for i, j in zip(*(_dealt(len(x), groups, seed, x.device, least=2 * (k + 1)) for x in (real, fake)))
-    ]
-    error = [math.nan, math.nan]
-    if parts:
-        error = (torch.tensor(parts, dtype=torch.float64).std(0) / math.sqrt(len(parts))).tolist()
+    g, error = torch.Generator().manual_seed(checked_seed(seed)), [math.nan, math.nan]
+    if count("halves", halves) > 1 and min(len(real), len(fake)) // 2 > k:
+        parts = []
+        for _ in range(halves):
+            i, j = (torch.randperm(len(x), generator=g)[: len(x) // 2].to(x.device) for x in (real, fake))
+            parts.append([_on_manifold(fake[j], real[i], k), _on_manifold(real[i], fake[j], k)])
+        error = torch.tensor(parts, dtype=torch.float64).std(0).tolist()
     return {
         "precision": (_on_manifold(fake, real, k), error[0], len(fake)),
         "recall": (_on_manifold(real, fake, k), error[1], len(real)),
