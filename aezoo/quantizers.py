@@ -77,7 +77,7 @@ class Quantizer(nn.Module):
             q, indices, terms, counts = self.quantize(rows)
             metrics = {"perplexity": fn.perplexity(counts).mean(), "usage": (counts > 0).to(counts).mean()}
         z_q = q.movedim(2, 1).reshape(z.shape).to(z.dtype)
-        return Quantized(z_q, indices.reshape(len(z), *z.shape[2:], *indices.shape[2:]), terms, metrics)
+        return Quantized(z_q, indices.reshape(z.shape[0], *z.shape[2:], *indices.shape[2:]), terms, metrics)
 
     def codes(self, indices: Tensor) -> Tensor:
         """The code of these indices: (B, *grid[, levels]) -> (B, C, *grid), in at least float32."""

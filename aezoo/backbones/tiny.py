@@ -70,9 +70,9 @@ class Chain(nn.Sequential):
         self.before, self.after = before, after
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x if self.before is None else x.reshape(len(x), *self.before)
+        x = x if self.before is None else x.reshape(x.shape[0], *self.before)
         x = super().forward(x)
-        return x if self.after is None else x.reshape(len(x), *self.after)
+        return x if self.after is None else x.reshape(x.shape[0], *self.after)
 
 
 class ReluBlock(nn.Module):

@@ -133,9 +133,9 @@ class Mixed(Likelihood):
         """(B, P, F) -> (B, G, M), -inf beyond a column's own classes."""
         given = fn.full(params[:, 0, len(self.numeric) :])
         padded = torch.full(
-            (len(given), len(self.classed) * self.width), -math.inf, dtype=given.dtype, device=given.device
+            (given.shape[0], len(self.classed) * self.width), -math.inf, dtype=given.dtype, device=given.device
         )
-        return padded.index_copy(1, self.slots, given).view(len(given), len(self.classed), self.width)
+        return padded.index_copy(1, self.slots, given).view(given.shape[0], len(self.classed), self.width)
 
     # ------------------------------------------------------------------------------------------------------- likelihood
 
