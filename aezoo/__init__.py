@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .data.sequences import pad_sequences
     from .data.tables import encode_table
     from .evaluation import evaluate
+    from .exporting import export
     from .hub import from_pretrained
     from .prior_fitting import fit_prior
     from .sampling import walkback
@@ -38,6 +39,7 @@ _LAZY = {  # loaded on first use
     "FitResult": "train",
     "load_data": "data",
     "evaluate": "evaluation",
+    "export": "exporting",
     "from_pretrained": "hub",
     "convert_pt": "convert",
     "encode_table": "data.tables",
@@ -59,6 +61,7 @@ __all__ = [
     "create_model",
     "encode_table",
     "evaluate",
+    "export",
     "find_batch_size",
     "find_lr",
     "fit",

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import recipes
+from .cli_export import command_export
 from .cli_find import built, command_convert, command_find_batch, command_find_lr
 from .cli_prior import command_fit_prior
 from .cli_zoo import command_zoo
@@ -343,6 +344,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "reconstruct": command_reconstruct,
     "sample": command_sample,
     "fit-prior": command_fit_prior,
+    "export": command_export,
     "find-lr": command_find_lr,
     "find-batch": command_find_batch,
     "convert": command_convert,

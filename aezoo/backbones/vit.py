@@ -110,7 +110,7 @@ class PatchDecoder(nn.Module):
         """A token for each patch, (B, N, W), without its position -> (B, num_params, *input_shape)."""
         h = self.head(self.norm(self.blocks(self.positions(tokens))))
         patches = h.reshape(*h.shape[:2], -1, math.prod(self.layout.patch))  # (B, N, num_params * C, prod(patch))
-        return fn.unpatchify(patches, self.layout.patch, self.layout.size).reshape(len(tokens), *self.shape)
+        return fn.unpatchify(patches, self.layout.patch, self.layout.size).reshape(tokens.shape[0], *self.shape)
 
     def forward(self, z: Tensor) -> Tensor:
         if self.pool:

@@ -46,7 +46,7 @@ def patchify(x: Tensor, patch: Sequence[int]) -> Tensor:
 def unpatchify(patches: Tensor, patch: Sequence[int], size: Sequence[int]) -> Tensor:
     """(B, N, C, S) -> (B, C, *size): undoes `patchify`; what sticks out is cropped."""
     rank, grid = len(patch), patch_grid(size, patch)
-    x = patches.reshape(len(patches), *grid, patches.shape[2], *patch)
+    x = patches.reshape(patches.shape[0], *grid, patches.shape[2], *patch)
     x = x.permute(0, 1 + rank, *(n for i in range(rank) for n in (1 + i, 2 + rank + i)))  # (B, C, g1, p1, g2, p2, ...)
     x = x.reshape(x.shape[0], x.shape[1], *(g * p for g, p in zip(grid, patch)))
     for axis, s in enumerate(size, start=2):

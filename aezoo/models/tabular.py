@@ -160,7 +160,7 @@ class Mixed(Likelihood):
         if self.scaled:
             numbers = numbers * self.spread + self.centre
         together = torch.cat([numbers, classes.to(numbers.dtype)], 1)
-        return together[:, self.place].view(len(together), *self.shape)
+        return together[:, self.place].view(together.shape[0], *self.shape)
 
     def mean(self, params: Tensor) -> Tensor:
         """(B, P, F) -> (B, *shape): expected numbers and the most probable classes."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import importlib
 import json
+import logging
 import os
 import tempfile
 import warnings
@@ -25,6 +26,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.export.graph_signature import InputKind
 
 from .base import BaseAE, number
 from .randomness import checked_seed
@@ -83,7 +85,9 @@ def export(
     number("tolerance", tolerance, "a number above 0", lambda v: v > 0)
     checked_seed(seed)
     if not isinstance(model, BaseAE):
-        raise TypeError(f"model must be a BaseAE, as create_model and from_pretrained return; got {type(model).__name__}")
+        raise TypeError(
+            f"model must be a BaseAE, as create_model and from_pretrained return; got {type(model).__name__}"
+        )
     if format == "onnx":
         need_packages()
     elif opset is not None:
@@ -170,7 +174,9 @@ def conditions(model: BaseAE, n: int, given: bool | Tensor, generator: torch.Gen
         return None
     if isinstance(given, Tensor):
         if given.dim() == 0 or len(given) == 0:
-            raise ValueError(f"condition has shape {tuple(given.shape)}; an example needs one row per sample, at least one")
+            raise ValueError(
+                f"condition has shape {tuple(given.shape)}; an example needs one row per sample, at least one"
+            )
         told = given.detach().cpu().repeat(-(-n // len(given)), *[1] * (given.dim() - 1))[:n]
     elif width := getattr(model, "condition_dim", None):
         told = torch.randn(n, width, generator=generator).to(next(model.parameters()).dtype)
@@ -225,7 +231,9 @@ def _export_one(
         batch = _inputs(model, part, n, condition, generator)
         want, got = module(*batch), run(batch)
         if got.shape != want.shape:
-            raise ValueError(f"{model.name}: the exported {part} gives {tuple(got.shape)} instead of {tuple(want.shape)}")
+            raise ValueError(
+                f"{model.name}: the exported {part} gives {tuple(got.shape)} instead of {tuple(want.shape)}"
+            )
         difference = float((got.double() - want.double()).abs().max())
         allowed = max(allowed, tolerance * float(want.double().abs().max()))
         worst = max(worst, difference) if difference == difference else float("inf")
@@ -244,9 +252,28 @@ def recorded(module: nn.Module, args: tuple[Tensor, ...]) -> torch.export.Export
     shapes = tuple({0: batch} for _ in args)
     with quiet():
         try:
-            return torch.export.export(module, args, dynamic_shapes=shapes, strict=False)
+            return pruned(torch.export.export(module, args, dynamic_shapes=shapes, strict=False))
         except Exception as error:  # whatever the tracer or the model raises
             raise ValueError(f"{_name(module)} has no program of torch.export: {reason(error)}") from error
+
+
+def pruned(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Without what the output does not depend on: terms of the loss that `bottleneck` computes, critics, a codebook's counts."""
+    graph, signature = program.graph_module.graph, program.graph_signature
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:  # says what a cast, as recorded, was given
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+    kept = (InputKind.USER_INPUT, InputKind.TOKEN)
+    idle = {node.name: node for node in graph.nodes if node.op == "placeholder" and not node.users}
+    for spec in [s for s in signature.input_specs if s.kind not in kept and s.arg.name in idle]:
+        graph.erase_node(idle[spec.arg.name])
+        signature.input_specs.remove(spec)
+        program.state_dict.pop(spec.target, None)
+        program.constants.pop(spec.target, None)
+    program.graph_module.recompile()
+    program.validate()
+    return program
 
 
 def _used(program: torch.export.ExportedProgram, inputs: int) -> bool:
@@ -266,7 +293,13 @@ def _write_onnx(
     with quiet():
         try:
             made = torch.onnx.export(
-                program, (), dynamo=True, input_names=list(names), output_names=[output], opset_version=opset, verbose=False
+                program,
+                (),
+                dynamo=True,
+                input_names=list(names),
+                output_names=[output],
+                opset_version=opset,
+                verbose=False,
             )
         except Exception as error:
             raise ValueError(f"{about['model']} has no counterpart in ONNX: {reason(error)}") from error
@@ -301,24 +334,26 @@ def _runner(path: Path, format: str, names: Sequence[str]) -> Callable[[tuple[Te
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without the exporters' warnings and log lines, of which none is for the user."""
-    import logging
-
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(loggers, before):
+            logger.setLevel(level)
 
 
 def reason(error: BaseException) -> str:
     """What an exporter's error says, in one line: the first line of the error at the bottom of the chain."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip(" -") for line in str(error).splitlines() if line.strip(" -")]
+    if len(lines) > 1 and lines[0].startswith("Constraints violated"):
+        lines = lines[1:]  # the line that says which
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
