@@ -17,13 +17,14 @@ from .base import AELoss, AEOutput, BaseAE
 from .registry import create_model, list_models, register
 
 if TYPE_CHECKING:
+    from .cards import write_card
     from .convert import convert_pt
     from .data import load_data
     from .data.sequences import pad_sequences
     from .data.tables import encode_table
     from .evaluation import evaluate
     from .exporting import export
-    from .hub import from_pretrained
+    from .hub import from_pretrained, pull, push
     from .prior_fitting import fit_prior
     from .sampling import walkback
     from .train import Callback, FitResult, fit
@@ -41,6 +42,9 @@ _LAZY = {  # loaded on first use
     "evaluate": "evaluation",
     "export": "exporting",
     "from_pretrained": "hub",
+    "pull": "hub",
+    "push": "hub",
+    "write_card": "cards",
     "convert_pt": "convert",
     "encode_table": "data.tables",
     "pad_sequences": "data.sequences",
@@ -71,8 +75,11 @@ __all__ = [
     "list_models",
     "load_data",
     "pad_sequences",
+    "pull",
+    "push",
     "register",
     "walkback",
+    "write_card",
 ]
 
 

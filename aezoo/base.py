@@ -30,7 +30,7 @@ from .backbones import Backbone, Pair, build_backbone
 from .corruptions import CORRUPTIONS, Corruption
 from .likelihoods import LIKELIHOODS, Likelihood
 from .registry import MODELS, Recorded, nearest, plain
-from .storage import write_json, write_tensors
+from .storage import write_model
 
 Spec = Any  # a piece in any of the four forms that `registry` describes
 Terms = dict[str, Tensor]
@@ -361,14 +361,13 @@ class BaseAE(nn.Module, metaclass=Recorded):
             )
 
     def save_pretrained(self, directory: str | Path) -> Path:
-        """Writes `config.json` (model name and every constructor keyword) and `model.safetensors`; returns the folder.
+        """Writes `config.json` (model name and every constructor keyword), `model.safetensors` and, in `checksums.json`, its
+        sha256; returns the folder.
 
         `aezoo.from_pretrained` reads them back. Raises TypeError if a piece was given that has no registered name."""
         config = self.saved_config()
         directory = Path(directory).expanduser()
-        directory.mkdir(parents=True, exist_ok=True)
-        write_json(directory / "config.json", config)
-        write_tensors(directory / "model.safetensors", self.state_dict(), {"model": self.name})
+        write_model(directory, config, self.state_dict())
         return directory
 
     def saved_config(self) -> dict[str, Any]:

@@ -160,8 +160,10 @@ class LSTMReader(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         length = mask.sum(1, keepdim=True)  # (B, 1)
-        x = _take(x, (~mask).byte().argsort(dim=1, stable=True))
         steps = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
+        x = _take(
+            x, torch.where(mask, steps, steps + x.shape[1]).argsort(1)
+        )  # no two keys are equal: any sort keeps the order
         mirror = torch.where(steps < length, length - 1 - steps, steps)  # its own inverse
         for i, ahead in enumerate(self.ahead):
             x = self.dropout(x) if i else x
