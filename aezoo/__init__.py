@@ -17,12 +17,14 @@ from .base import AELoss, AEOutput, BaseAE
 from .registry import create_model, list_models, register
 
 if TYPE_CHECKING:
+    from .cards import write_card
     from .convert import convert_pt
     from .data import load_data
     from .data.sequences import pad_sequences
     from .data.tables import encode_table
     from .evaluation import evaluate
-    from .hub import from_pretrained
+    from .exporting import export
+    from .hub import from_pretrained, pull, push
     from .prior_fitting import fit_prior
     from .sampling import walkback
     from .train import Callback, FitResult, fit
@@ -38,7 +40,11 @@ _LAZY = {  # loaded on first use
     "FitResult": "train",
     "load_data": "data",
     "evaluate": "evaluation",
+    "export": "exporting",
     "from_pretrained": "hub",
+    "pull": "hub",
+    "push": "hub",
+    "write_card": "cards",
     "convert_pt": "convert",
     "encode_table": "data.tables",
     "pad_sequences": "data.sequences",
@@ -59,6 +65,7 @@ __all__ = [
     "create_model",
     "encode_table",
     "evaluate",
+    "export",
     "find_batch_size",
     "find_lr",
     "fit",
@@ -68,8 +75,11 @@ __all__ = [
     "list_models",
     "load_data",
     "pad_sequences",
+    "pull",
+    "push",
     "register",
     "walkback",
+    "write_card",
 ]
 
 

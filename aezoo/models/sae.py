@@ -287,12 +287,12 @@ class MatryoshkaSAE(BatchTopKSAE):
         if not isinstance(self.decoder, RowDecoder):
             place = torch.arange(self.latent_dim, device=z.device)
             return [self.emit(z * (place < m)) for m in ends]
-        so_far, rows = self.decoder.bias.expand(len(z), -1), self.decoder.rows
+        so_far, rows = self.decoder.bias.expand(z.shape[0], -1), self.decoder.rows
         outputs = [so_far]
         for start, end in zip(ends, ends[1:]):
             so_far = so_far + z[:, start:end] @ rows[start:end]
             outputs.append(so_far)
-        return [o.reshape(len(z), *self.decoder.shape) for o in outputs]
+        return [o.reshape(z.shape[0], *self.decoder.shape) for o in outputs]
 
     def score(self, params: Tensor, z: Tensor, goal: Tensor) -> Terms:
         terms = super().score(params, z, goal)

@@ -3,7 +3,8 @@
 config.yaml                     what was asked for: model, data, train
 metrics.jsonl                   one row per epoch (or every `log_every` steps): a function of the configuration alone
 speed.jsonl                     the same rows' times
-config.json, model.safetensors  the best weights by validation loss (the last ones without validation)
+config.json, model.safetensors  the best weights by validation loss (the last ones without validation), with their sha256 in
+                                checksums.json
 last/, top/                     the last weights, and the `top_k` best
 checkpoints/                    from which the run goes on
 pictures/                       reconstructions, samples, curves, latent map
@@ -21,7 +22,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..storage import write_bytes, write_json, write_tensors
+from ..storage import write_bytes, write_json, write_model
 from .checkpoints import Checkpoints
 
 TIMES = ("samples_per_s", "seconds")  # of a row: what differs between two runs of the same configuration
@@ -120,10 +121,7 @@ class RunFolder:
             f.write(json.dumps({k: row[k] for k in ("step", *TIMES) if k in row}) + "\n")
 
     def save_model(self, config: dict[str, Any], tensors: dict[str, Tensor], folder: Path | None = None) -> None:
-        folder = folder or self.path
-        folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(folder / "model.safetensors", tensors, {"model": config["model"]})
-        write_json(folder / "config.json", config)
+        write_model(folder or self.path, config, tensors)
 
     def keep_top(self, best: list[tuple[float, int]], config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """`top/` holds the models of `best` ((validation loss, step), the best first); `tensors` are those of the newest."""
