@@ -17,6 +17,7 @@ import importlib
 import json
 import logging
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -219,7 +220,7 @@ def _export_one(
         args, condition = args[:1], False
         program = recorded(module, args)
     names = ["z" if part == "decoder" else "x", "condition"][: len(args)]
-    about = {"model": model.name, "part": part, "aezoo": _version(), "input_shape": list(model.input_shape)}
+    about = {"model": _name(model), "part": part, "aezoo": _version(), "input_shape": list(model.input_shape)}
     if format == "onnx":
         _write_onnx(program, path, names, "z" if part == "encoder" else "recon", about, opset)
     else:
@@ -232,21 +233,21 @@ def _export_one(
         want, got = module(*batch), run(batch)
         if got.shape != want.shape:
             raise ValueError(
-                f"{model.name}: the exported {part} gives {tuple(got.shape)} instead of {tuple(want.shape)}"
+                f"{_name(model)}: the exported {part} gives {tuple(got.shape)} instead of {tuple(want.shape)}"
             )
         difference = float((got.double() - want.double()).abs().max())
         allowed = max(allowed, tolerance * float(want.double().abs().max()))
         worst = max(worst, difference) if difference == difference else float("inf")
     if not worst <= allowed:
         raise ValueError(
-            f"{model.name}: the exported {part} differs from the model by {worst:.3g}, above the {allowed:.3g} that "
+            f"{_name(model)}: the exported {part} differs from the model by {worst:.3g}, above the {allowed:.3g} that "
             f"tolerance={tolerance:g} allows; nothing was written"
         )
     inputs = {name: (str(a.dtype).removeprefix("torch."), tuple(a.shape[1:])) for name, a in zip(names, args)}
     return Exported(path, part, inputs, worst, allowed)
 
 
-def recorded(module: nn.Module, args: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+def recorded(module: Part, args: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
     """The program of `torch.export`, with a free batch axis. Raises ValueError in one line where there is none."""
     batch = torch.export.Dim("batch", min=1)
     shapes = tuple({0: batch} for _ in args)
@@ -254,7 +255,7 @@ def recorded(module: nn.Module, args: tuple[Tensor, ...]) -> torch.export.Export
         try:
             return pruned(torch.export.export(module, args, dynamic_shapes=shapes, strict=False))
         except Exception as error:  # whatever the tracer or the model raises
-            raise ValueError(f"{_name(module)} has no program of torch.export: {reason(error)}") from error
+            raise ValueError(f"{_name(module.model)} has no program of torch.export: {reason(error)}") from error
 
 
 def pruned(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
@@ -277,9 +278,10 @@ def pruned(program: torch.export.ExportedProgram) -> torch.export.ExportedProgra
 
 
 def _used(program: torch.export.ExportedProgram, inputs: int) -> bool:
-    """Does anything look at the last of the inputs?"""
+    """Does anything look at the values of the last of the inputs? Its batch size may stand for that of the first."""
     wanted = program.graph_signature.user_inputs[inputs - 1]
-    return any(node.op == "placeholder" and node.name == wanted and node.users for node in program.graph.nodes)
+    node = next(n for n in program.graph.nodes if n.op == "placeholder" and n.name == wanted)
+    return any(user.target is not torch.ops.aten.sym_size.int for user in node.users)
 
 
 def _write_onnx(
@@ -306,7 +308,17 @@ def _write_onnx(
         assert made is not None
         for key, value in about.items():
             made.model.metadata_props[f"aezoo.{key}"] = value if isinstance(value, str) else json.dumps(value)
+        name_batch(made.model.graph)
         made.save(str(path))
+
+
+def name_batch(graph: Any) -> None:
+    """Calls the free axis "batch" in the shapes of an ONNX graph, and what is computed from it accordingly ("2*batch")."""
+    symbol = str(graph.inputs[0].shape[0])
+    for value in [*graph.inputs, *(output for node in graph for output in node.outputs)]:
+        for i, size in enumerate(value.shape or ()):
+            if not isinstance(size, int) and size.value is not None:
+                value.shape[i] = re.sub(rf"\b{re.escape(symbol)}\b", "batch", size.value)
 
 
 def _runner(path: Path, format: str, names: Sequence[str]) -> Callable[[tuple[Tensor, ...]], Tensor]:
@@ -357,8 +369,8 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _name(module: nn.Module) -> str:
-    return module.model.name if isinstance(module, Part) else type(module).__name__
+def _name(model: BaseAE) -> str:
+    return model.name or type(model).__name__
 
 
 def _version() -> str:
