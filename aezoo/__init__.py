@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .data.tables import encode_table
     from .evaluation import evaluate
     from .hub import from_pretrained
+    from .interop import load_foreign, save_foreign
     from .prior_fitting import fit_prior
     from .sampling import walkback
     from .train import Callback, FitResult, fit
@@ -37,6 +38,8 @@ _LAZY = {  # loaded on first use
     "fit_prior": "prior_fitting",
     "FitResult": "train",
     "load_data": "data",
+    "load_foreign": "interop",
+    "save_foreign": "interop",
     "evaluate": "evaluation",
     "from_pretrained": "hub",
     "convert_pt": "convert",
@@ -67,8 +70,10 @@ __all__ = [
     "from_pretrained",
     "list_models",
     "load_data",
+    "load_foreign",
     "pad_sequences",
     "register",
+    "save_foreign",
     "walkback",
 ]
 
@@ -78,8 +83,10 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
         globals()[name] = value
         return value
+    if name == "interop":
+        return importlib.import_module(".interop", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "models", "__version__"])
+    return sorted([*__all__, "interop", "models", "__version__"])
