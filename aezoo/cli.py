@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from . import recipes
-from .cli_find import built, command_convert, command_find_batch, command_find_lr
+from .cli_convert import command_convert
+from .cli_find import built, command_find_batch, command_find_lr
 from .cli_prior import command_fit_prior
 from .cli_zoo import command_zoo
 from .flags import command_parser, data_options, describe, parse, run_file, train_config, train_help

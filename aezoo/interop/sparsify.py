@@ -6,7 +6,8 @@ A folder with cfg.json and sae.safetensors: encoder.weight (K, D), encoder.bias 
     transcode=True                   transcoder; it is not
     skip_connection=True             transcoder(skip=True); what transcode=False takes from x is folded into the bias
 
-`activation="groupmax"` is refused. `multi_topk` is a term of their loss alone; it is left behind.
+`activation="groupmax"` is refused, and so is `multi_topk=True`, with which their encode keeps k latents, but their forward
+reconstructs from 4 k.
 
 Legend: D data dims, K latents, k of which are kept; W_dec decoder, b_dec its bias.
 """
@@ -36,6 +37,11 @@ def load(path: Path) -> BaseAE:
     activation = option(config, "activation", str, where, "topk")
     if activation != "topk":
         raise ValueError(f"{where}: activation={activation!r} has no counterpart here; supported: 'topk'")
+    if option(config, "multi_topk", bool, where, False):
+        raise ValueError(
+            f"{where}: multi_topk=True has no counterpart here: sparsify then encodes with k latents, but reconstructs from 4 k; supported: "
+            "False, which written there gives the code of k latents and its reconstruction"
+        )
     dims = option(config, "d_in", int, where)
     latents = option(config, "num_latents", int, where, 0) or dims * option(config, "expansion_factor", int, where, 32)
     transcode = option(config, "transcode", bool, where, False)
