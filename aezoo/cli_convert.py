@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .flags import command_parser, parse
+from .flags import command_parser, parse, run_file
 
 
 def command_convert(argv: Sequence[str]) -> None:
@@ -61,6 +61,8 @@ def _model(text: str, out: Path, source: str | None, to: str | None, overwrite: 
         raise ValueError(f"{out} is {what}; or choose another folder")
     if out.is_dir() and Path(text).expanduser().exists() and out.samefile(Path(text).expanduser()):
         raise ValueError(f"{out} is the model to convert itself; choose another folder")
+    if source is None:
+        run_file(text, "config.json")
     model = load_foreign(text, source) if source is not None else from_pretrained(text)
     folder = save_foreign(model, out, to) if to is not None else model.save_pretrained(out)
     print(f"{folder}: {model.name}, {model.num_parameters:,} numbers, as {to or 'aezoo'}")

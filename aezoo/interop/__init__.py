@@ -80,6 +80,7 @@ def save_foreign(model: BaseAE, path: str | Path, format: str) -> Path:
     if path.is_file():
         raise ValueError(f"{path} is a file; {format} is written into a folder ({writer.FILES})")
     others = [name for name in recognised(path) if name != format] if path.is_dir() else []
+    others += ["aezoo's own"] if _is_ours(path) else []
     if others:
         raise ValueError(f"{path} holds a model of {' and '.join(others)}; choose another folder")
     return writer.save(model, path)
@@ -96,7 +97,7 @@ def _what(path: Path) -> str:
     if found:
         return f"it is {' and '.join(found)} (pass format={found[0]!r} or 'auto')"
     folder = path if path.is_dir() else path.parent
-    if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file() and _is_ours(folder):
+    if _is_ours(folder):
         return "it is a model of aezoo's own (use aezoo.from_pretrained)"
     if path.is_file():
         return f"it is a file {path.name!r}" + _keys(path)
@@ -111,6 +112,8 @@ def _what(path: Path) -> str:
 def _is_ours(folder: Path) -> bool:
     from ..storage import read_json
 
+    if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
+        return False
     try:
         config = read_json(folder / "config.json")
     except ValueError:

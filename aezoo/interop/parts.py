@@ -255,8 +255,11 @@ def checked(
                 known.setdefault(letter, size)
         want = tuple(known.get(letter, -1) for letter in names)
         if got != want:
-            meant = ", ".join(f"{letter}={known[letter]}" for letter in dict.fromkeys(names) if letter in known)
-            raise ValueError(f"{where}: {key} has shape {got}, but a {what} has ({', '.join(names)}) here, {meant}")
+            meant = [f"{letter}={known[letter]}" for letter in dict.fromkeys(names) if letter in known]
+            raise ValueError(
+                f"{where}: {key} has shape {got}, but that of a {what} is ({', '.join(names)})"
+                + (f", here {', '.join(meant)}" if meant else "")
+            )
     return dict(tensors)
 
 

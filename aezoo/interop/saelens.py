@@ -29,9 +29,20 @@ import torch
 from torch import Tensor
 
 from ..base import BaseAE
-from ..registry import nearest
+from ..registry import choice, nearest
 from ..storage import read_tensors, write_json, write_tensors
-from .parts import Parts, assemble, checked, common_dtype, configuration, disassemble, dtype_name, listing, option
+from .parts import (
+    DTYPES,
+    Parts,
+    assemble,
+    checked,
+    common_dtype,
+    configuration,
+    disassemble,
+    dtype_name,
+    listing,
+    option,
+)
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 FILES = f"a folder with {CONFIG} and {WEIGHTS}"
@@ -85,11 +96,11 @@ def load(path: Path) -> BaseAE:
         raise ValueError(
             f"{where} describes a {architecture} from d_in={dims} to d_out={out}; aezoo's transcoder has the same width on both sides"
         )
-    found = _tensors(folder / WEIGHTS, config, architecture, where)
     sizes = {"d": dims, "n": option(config, "d_sae", int, where)}
-    found = checked(
-        found, KEYS[architecture], sizes, f"SAELens model of architecture {architecture!r}", folder / WEIGHTS
-    )
+    kind = f"SAELens model of architecture {architecture!r}"
+    found = checked(_tensors(folder / WEIGHTS), KEYS[architecture], sizes, kind, folder / WEIGHTS)
+    dtype = _dtype(found, config, where)
+    found = {k: v if k == "topk_threshold" else v.to(dtype) for k, v in found.items()}
     return assemble(_parts(found, config, architecture, where), where)
 
 
@@ -126,27 +137,27 @@ def _check_options(config: Mapping[str, Any], where: Path) -> None:
         )
 
 
-def _tensors(path: Path, config: Mapping[str, Any], architecture: str, where: Path) -> dict[str, Tensor]:
-    """The file's tensors in the dtype of the configuration, as SAELens reads them, under the names of version 6."""
-    if not path.is_file():
-        raise ValueError(f"{path.parent} holds no {path.name}")
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """The file's tensors under the names of version 6."""
     found = read_tensors(path)[0]
     if "log_threshold" in found and "threshold" not in found:
-        found["threshold"] = found.pop("log_threshold").exp()
+        logarithm = found.pop("log_threshold")
+        found["threshold"] = logarithm.double().exp().to(logarithm.dtype)
     factor = found.get("scaling_factor")
     if factor is not None:
         if not torch.allclose(factor.float(), torch.ones(())):
             raise ValueError(
-                f"{path}: scaling_factor is not 1 everywhere (finetuning_scaling_factor), which is not supported"
+                f"{path}: scaling_factor is not 1 everywhere (finetuning_scaling_factor); that is not supported"
             )
         del found["scaling_factor"]
-    if not found:
-        raise ValueError(f"{path} holds no tensors")
-    dtype = common_dtype([v for k, v in found.items() if k != "topk_threshold"], path)
-    named = option(config, "dtype", str, where, dtype_name(dtype)).removeprefix("torch.")
-    if named not in ("float64", "float32", "bfloat16", "float16"):
-        raise ValueError(f"{where}: dtype={named!r} is not known; allowed: float64, float32, bfloat16, float16")
-    return {k: v if k == "topk_threshold" else v.to(getattr(torch, named)) for k, v in found.items()}
+    return found
+
+
+def _dtype(found: Mapping[str, Tensor], config: Mapping[str, Any], where: Path) -> torch.dtype:
+    """That of the configuration, to which SAELens casts what it reads."""
+    held = common_dtype([v for k, v in found.items() if k != "topk_threshold"], where.parent / WEIGHTS)
+    name = option(config, "dtype", str, where, dtype_name(held)).removeprefix("torch.")
+    return getattr(torch, choice("dtype", name, [dtype_name(d) for d in DTYPES]))
 
 
 def _parts(found: Mapping[str, Tensor], config: Mapping[str, Any], architecture: str, where: Path) -> Parts:

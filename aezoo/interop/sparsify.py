@@ -47,9 +47,10 @@ def load(path: Path) -> BaseAE:
     transcode = option(config, "transcode", bool, where, False)
     skip = option(config, "skip_connection", bool, where, False)
     k = option(config, "k", int, where, 32)
-    found = read_tensors(folder / WEIGHTS)[0] if (folder / WEIGHTS).is_file() else {}
     keys = {**KEYS, "W_skip": "d d"} if skip else KEYS
-    found = checked(found, keys, {"d": dims, "n": latents}, "sparsify model", folder / WEIGHTS)
+    found = checked(
+        read_tensors(folder / WEIGHTS)[0], keys, {"d": dims, "n": latents}, "sparsify model", folder / WEIGHTS
+    )
     dtype = common_dtype(list(found.values()), folder / WEIGHTS)
     found = {name: v.to(dtype) for name, v in found.items()}
     name = "transcoder" if transcode or skip else "topk_sae"
