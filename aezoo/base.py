@@ -199,6 +199,7 @@ class BaseAE(nn.Module, metaclass=Recorded):
         return [Stage("train", 1.0, list(self.parameters()))]
 
     stage = 0  # which of `stages()` is being trained; the loop sets it
+    origin: dict[str, Any] | None = None  # what another library's file said beside sizes and weights, see `interop`
 
     # -------------------------------------------------------------------------------------------------------- training
 
@@ -382,6 +383,8 @@ class BaseAE(nn.Module, metaclass=Recorded):
             raise TypeError(self.backbone.nameless)
         args = plain(self.config)
         config = {"format": FORMAT, "aezoo": __version__, "model": self.name, "dtype": dtype, "args": args}
+        if self.origin is not None:
+            config["origin"] = plain(self.origin)
         given = self.prior is not None and (getattr(self.prior, "fitted", False) or not self.generative)
         return {**config, "prior": plain(self.prior)} if given else config  # the constructor makes no such prior
 

@@ -23,6 +23,12 @@ def command_convert(argv: Sequence[str]) -> None:
     parser.add_argument("out", help="a folder, or a name that ends in .safetensors for a .pt file")
     parser.add_argument("--to", default=None, metavar="FORMAT", help=f"write OUT as a model of {names}")
     parser.add_argument("--from", default=None, metavar="FORMAT", help=f"SOURCE is a model of {names}, or auto")
+    parser.add_argument(
+        "--input_shape",
+        type=list[int] | None,
+        default=None,
+        help="with --from: of one sample, where the files do not say it",
+    )
     parser.add_argument("--key", default=None, help="where the tensors lie in a .pt file, e.g. state_dict or ema.model")
     parser.add_argument("--overwrite", action="store_true", help="OUT may be there already")
     o = parse(parser, argv)
@@ -32,7 +38,9 @@ def command_convert(argv: Sequence[str]) -> None:
         return
     if o.key is not None:
         raise ValueError(f"--key {o.key} is for .pt files without --to and --from")
-    _model(o.source, Path(o.out).expanduser(), source, to, o.overwrite)
+    if o.input_shape is not None and source is None:
+        raise ValueError(f"--input_shape {o.input_shape} goes with --from")
+    _model(o.source, Path(o.out).expanduser(), source, to, o.input_shape, o.overwrite)
 
 
 def _tensors(o: Any) -> None:
@@ -50,7 +58,7 @@ def _tensors(o: Any) -> None:
         print(f"left out, being no tensors: {', '.join(done.left_out[:5])}{more}")
 
 
-def _model(text: str, out: Path, source: str | None, to: str | None, overwrite: bool) -> None:
+def _model(text: str, out: Path, source: str | None, to: str | None, shape: list[int] | None, overwrite: bool) -> None:
     from .hub import from_pretrained
     from .interop import load_foreign, module, save_foreign
 
@@ -63,6 +71,7 @@ def _model(text: str, out: Path, source: str | None, to: str | None, overwrite: 
         raise ValueError(f"{out} is the model to convert itself; choose another folder")
     if source is None:
         run_file(text, "config.json")
-    model = load_foreign(text, source) if source is not None else from_pretrained(text)
+    options = {} if shape is None else {"input_shape": shape}
+    model = load_foreign(text, source, **options) if source is not None else from_pretrained(text)
     folder = save_foreign(model, out, to) if to is not None else model.save_pretrained(out)
     print(f"{folder}: {model.name}, {model.num_parameters:,} numbers, as {to or 'aezoo'}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .base import FORMAT, BaseAE
 from .priors import PRIORS
@@ -46,6 +48,9 @@ def build(config: Any, where: str | Path) -> BaseAE:
             model.prior = PRIORS.build(config["prior"]).settled()
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from None
+    model.origin = config.get("origin")
+    if not isinstance(model.origin, (dict, type(None))):
+        raise ValueError(f"{where}: origin={model.origin!r} must be an object with keys")
     return model.to(getattr(torch, dtype)).eval()
 
 
@@ -56,7 +61,14 @@ def load_weights(model: BaseAE, path: str | Path) -> BaseAE:
         raise ValueError(
             f"{path} holds the weights of a {metadata['model']!r}, but config.json describes a {model.name!r}"
         )
-    wanted = model.state_dict()
+    if wrong := misfits(tensors, model.state_dict()):
+        raise ValueError(f"{path} does not fit the {model.name!r} in config.json: {wrong}")
+    model.load_state_dict(tensors)
+    return model
+
+
+def misfits(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """What keeps `tensors` from being `wanted`, by names and shapes; an empty string if nothing does."""
     wrong = [f"{k} is missing" for k in wanted if k not in tensors]
     wrong += [f"{k} is not in the model" for k in tensors if k not in wanted]
     wrong += [
@@ -64,11 +76,8 @@ def load_weights(model: BaseAE, path: str | Path) -> BaseAE:
         for k in wanted
         if k in tensors and tensors[k].shape != wanted[k].shape
     ]
-    if wrong:
-        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise ValueError(f"{path} does not fit the {model.name!r} in config.json: {'; '.join(wrong[:3])}{more}")
-    model.load_state_dict(tensors)
-    return model
+    more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    return "; ".join(wrong[:3]) + more
 
 
 def _download(source: str) -> Path:

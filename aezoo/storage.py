@@ -108,8 +108,10 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
     _replace(Path(path), fill)
 
 
-def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Returns the tensors (on the CPU) and the metadata of a safetensors file.
+def read_tensors(
+    path: str | Path, wanted: Callable[[str], bool] = lambda name: True
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Returns the tensors (on the CPU), those whose name is `wanted`, and the metadata of a safetensors file.
 
     Raises FileNotFoundError, or ValueError for a truncated, damaged or foreign file."""
     from safetensors import SafetensorError, safe_open
@@ -118,6 +120,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise FileNotFoundError(f"{path} does not exist")
     try:
         with safe_open(str(path), framework="pt") as f:
-            return {name: f.get_tensor(name) for name in f.keys()}, dict(f.metadata() or {})  # noqa: SIM118
+            names = [name for name in f.keys() if wanted(name)]  # noqa: SIM118
+            return {name: f.get_tensor(name) for name in names}, dict(f.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is truncated, damaged or not a safetensors file ({error})") from None

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,21 @@ def test_a_jumprelu_is_what_it_was_trained_as_only_if_it_still_can_be(tmp_path):
     save_file(tensors, folder / WEIGHTS["saelens"])
     model = aezoo.load_foreign(folder)
     assert model.name == "jump_relu_sae" and torch.equal(model.threshold, tensors["threshold"])
+
+
+def test_what_a_file_says_about_its_use_is_kept(tmp_path):
+    old = aezoo.load_foreign(SAES / "saelens/topk_version_5").save_pretrained(tmp_path / "a")
+    folder = aezoo.save_foreign(aezoo.from_pretrained(old), tmp_path / "b", "saelens")
+    metadata = json.loads((folder / "cfg.json").read_text())["metadata"]
+    assert metadata["hook_name"] == "blocks.0.hook_resid_pre" and metadata["model_name"] == "none"
+    assert metadata["sae_lens_version"].split(".")[0] == "6"
+    folder = aezoo.save_foreign(aezoo.from_pretrained(old), tmp_path / "c", "dictionary_learning")  # and no other's
+    assert json.loads((folder / "config.json").read_text())["trainer"]["lm_name"] is None
+    batch = aezoo.load_foreign(SAES / "saelens/batchtopk")
+    jump = aezoo.create_model("jump_relu_sae", input_shape=(6,), latent_dim=20)
+    jump.origin = batch.origin  # it is trained as another now
+    folder = aezoo.save_foreign(jump, tmp_path / "d", "saelens")
+    assert not {k for k in json.loads((folder / "cfg.json").read_text())["metadata"] if "architecture" in k}
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
@@ -294,6 +310,11 @@ def test_where_it_may_be_written(tmp_path):
         aezoo.save_foreign(torch.nn.Linear(2, 2), tmp_path / "a", "saelens")
     with pytest.raises(ValueError, match=r"format='sealens' is not known; allowed: .*Did you mean 'saelens'\?"):
         aezoo.save_foreign(model, tmp_path / "a", "sealens")
+    with pytest.raises(TypeError, match="format 'saelens' writes with no option 'k'; allowed: none"):
+        aezoo.save_foreign(model, tmp_path / "a", "saelens", k=3)
+    with pytest.raises(TypeError, match="format 'sparsify' reads with no option 'input_shape'; allowed: none"):
+        aezoo.load_foreign(SAES / "sparsify/topk", input_shape=(6,))
+    assert not (tmp_path / "a").exists()
     aezoo.save_foreign(model, tmp_path / "a", "saelens")
     aezoo.save_foreign(model, tmp_path / "a", "saelens")  # again, over itself
     with pytest.raises(ValueError, match="holds a model of saelens; choose another folder"):
@@ -501,6 +522,8 @@ def test_a_run_goes_there(tmp_path, capsys):
         (["SAE", "OUT", "--to", "saelen"], "Did you mean 'saelens'"),
         (["SAE", "OUT", "--to", "sparsify"], "is no run folder: it holds no config.json"),
         (["SAE", "OUT", "--from", "auto", "--key", "a"], "--key a is for .pt files"),
+        (["SAE", "OUT", "--from", "auto", "--input_shape", "[6]"], "reads with no option 'input_shape'"),
+        (["SAE", "OUT", "--to", "sparsify", "--input_shape", "[6]"], "--input_shape .* goes with --from"),
         (["SAE", "FULL", "--from", "auto"], "is there already, and not empty; pass --overwrite"),
         (["SAE", "SAE", "--from", "auto", "--overwrite"], "is the model to convert itself"),
         (["SAE", "FULL/cfg.json", "--from", "auto"], "is a file; or choose another folder"),
@@ -517,6 +540,23 @@ def test_what_the_command_line_refuses(flags, why, tmp_path, capsys):
     assert stopped.value.code == 2 and text.count("\n") == 1
     assert re.search(why, text), text
     assert not (tmp_path / "out").exists() and sorted(p.name for p in SAES.glob("saelens/topk/*")) == before
+
+
+def test_image_tokenizers_enter_by_the_same_doors(tmp_path, capsys):
+    """`test_interop_diffusers` says what is in them."""
+    with zipfile.ZipFile(SAES.parent / "diffusers.zip") as archive:
+        archive.extractall(tmp_path)
+    assert aezoo.load_foreign(tmp_path / "kl").name == "autoencoder_kl"
+    model = aezoo.load_foreign(tmp_path / "tiny", input_shape=(3, 8, 8))
+    main(["convert", str(tmp_path / "tiny"), str(tmp_path / "own"), "--from", "auto", "--input_shape", "[3, 8, 8]"])
+    x = torch.rand(2, 3, 8, 8)
+    assert torch.equal(aezoo.from_pretrained(tmp_path / "own").encode(x), model.encode(x))
+    main(["convert", str(tmp_path / "own"), str(tmp_path / "back"), "--to", "diffusers"])
+    assert torch.equal(aezoo.load_foreign(tmp_path / "back", input_shape=(3, 8, 8)).encode(x), model.encode(x))
+    with pytest.raises(ValueError, match=r"is no saelens: it is diffusers \(pass format='diffusers' or 'auto'\)"):
+        aezoo.load_foreign(tmp_path / "kl", "saelens")
+    with pytest.raises(ValueError, match="'tiny_ae' has no counterpart in SAELens"):
+        aezoo.save_foreign(model, tmp_path / "sae", "saelens")
 
 
 def test_the_libraries_are_never_imported():

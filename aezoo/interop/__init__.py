@@ -10,12 +10,15 @@ Each format is a module of this package with
     load(path) -> BaseAE      in evaluation mode. Raises ValueError for what is damaged or has no counterpart here
     save(model, path) -> Path the folder. Raises ValueError for a model that the format cannot hold, before anything is written
 
-and a line in `FORMATS`.
+and a line in `FORMATS`. `load` and `save` may take keywords of their own. What a file says beside sizes and weights is kept in
+`model.origin`, {"format": name, "config": {...}}, and written again.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ FORMATS = {  # name: module
     "saelens": "saelens",
     "dictionary_learning": "dictionary_learning",
     "sparsify": "sparsify",
+    "diffusers": "diffusers",
 }
 
 
@@ -39,13 +43,14 @@ def recognised(path: str | Path) -> list[str]:
     return [name for name in FORMATS if module(name).recognise(Path(path))]
 
 
-def load_foreign(path: str | Path, format: str = "auto") -> BaseAE:
+def load_foreign(path: str | Path, format: str = "auto", **options: Any) -> BaseAE:
     """Reads a model of another library as one of the zoo, in evaluation mode on the CPU: the same codes, the same reconstructions.
 
     Args:
         path: the folder that the library wrote, or the file of weights in it.
-        format: "saelens", "dictionary_learning", "sparsify", ...; "auto" looks at the files.
-    Raises FileNotFoundError; ValueError, saying what the files are and what was expected, for another format, for what is damaged,
+        format: "saelens", "dictionary_learning", "sparsify", "diffusers"; "auto" looks at the files.
+        options: of the format, e.g. diffusers' input_shape, see `help(aezoo.interop.diffusers.load)`.
+    Raises FileNotFoundError; TypeError for an option that the format does not have; ValueError, saying what the files are and what was expected, for another format, for what is damaged,
     and for options that have no counterpart here. No code of the files' is run."""
     if format != "auto":
         choice("format", format, ["auto", *FORMATS])
@@ -64,18 +69,22 @@ def load_foreign(path: str | Path, format: str = "auto") -> BaseAE:
         format = found[0]
     elif format not in found:
         raise ValueError(f"{path} is no {format}: {_what(path)}. {_expected(format)}")
-    return module(format).load(path)
+    reader = module(format).load
+    _check_options(reader, options, f"format {format!r} reads")
+    return reader(path, **options)
 
 
-def save_foreign(model: BaseAE, path: str | Path, format: str) -> Path:
+def save_foreign(model: BaseAE, path: str | Path, format: str, **options: Any) -> Path:
     """Writes a model as another library's, in a folder; returns the folder. What that library loads gives the same codes and the
     same reconstructions.
 
-    Raises TypeError if `model` is none of ours; ValueError for a model or an option that the format cannot hold, and for a folder
+    Args: `options`: of the format, e.g. diffusers' scaling_factor, see `help(aezoo.interop.diffusers.save)`.
+    Raises TypeError if `model` is none of ours, or for an option that the format does not have; ValueError for a model or an option that the format cannot hold, and for a folder
     that holds a model of another format."""
     if not isinstance(model, BaseAE):
         raise TypeError(f"model must be one of the zoo, a BaseAE; got {type(model).__name__}")
     writer = module(format)
+    _check_options(writer.save, options, f"format {format!r} writes")
     path = Path(path).expanduser()
     if path.is_file():
         raise ValueError(f"{path} is a file; {format} is written into a folder ({writer.FILES})")
@@ -83,7 +92,20 @@ def save_foreign(model: BaseAE, path: str | Path, format: str) -> Path:
     others += ["aezoo's own"] if _is_ours(path) else []
     if others:
         raise ValueError(f"{path} holds a model of {' and '.join(others)}; choose another folder")
-    return writer.save(model, path)
+    return writer.save(model, path, **options)
+
+
+def _check_options(function: Any, options: Mapping[str, Any], what: str) -> None:
+    """Raises TypeError for a keyword that `function` does not take."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return
+    allowed = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    for key in options:
+        if key not in allowed:
+            raise TypeError(
+                f"{what} with no option {key!r}; allowed: {', '.join(allowed) or 'none'}.{nearest(key, allowed)}"
+            )
 
 
 def _expected(format: str | None = None) -> str:

@@ -31,7 +31,7 @@ from ..base import BaseAE
 from ..convert import tensors_of
 from ..registry import nearest
 from ..storage import write_bytes, write_json
-from .parts import Parts, assemble, checked, common_dtype, configuration, disassemble, listing, option
+from .parts import Parts, assemble, checked, common_dtype, configuration, disassemble, kept, listing, option
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
 FILES = f"a folder with {CONFIG} and {WEIGHTS}"
@@ -49,6 +49,7 @@ KEYS = {
     "MatryoshkaBatchTopKSAE": {**MATRICES, "k": "", "threshold": "", "group_sizes": "g"},
 }
 NOT_WEIGHTS = ("k", "threshold", "group_sizes")
+NAMES = ("layer", "lm_name", "submodule_name")  # of what it was trained on; kept in `model.origin`
 TRAINERS = {
     "AutoEncoder": "StandardTrainer",
     "AutoEncoderNew": "StandardTrainerAprilUpdate",
@@ -87,7 +88,11 @@ def load(path: Path) -> BaseAE:
     parts = _parts(found, kind)
     if parts.k is not None and option(trainer, "k", int, where, parts.k) != parts.k:
         raise ValueError(f"{where}: k={trainer['k']!r}, but {file} holds k={parts.k}")
-    return assemble(parts, file)
+    model = assemble(parts, file)
+    names = {key: trainer[key] for key in NAMES if key in trainer}
+    if names:
+        model.origin = {"format": "dictionary_learning", "config": names}
+    return model
 
 
 def _by_keys(found: Mapping[str, Tensor], file: Path) -> str:
@@ -146,9 +151,8 @@ def save(model: BaseAE, path: Path) -> Path:
         "dict_size": parts.latents,
         **({} if parts.k is None else {"k": parts.k}),
         **({} if parts.groups is None else {"group_sizes": list(parts.groups)}),
-        "layer": None,
-        "lm_name": None,
-        "submodule_name": None,
+        **dict.fromkeys(NAMES),
+        **kept(model, "dictionary_learning"),
     }
     path.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()

@@ -208,6 +208,13 @@ def disassemble(model: BaseAE, format: str) -> Parts:
     return replace(parts, **more)
 
 
+def kept(model: BaseAE, format: str) -> dict[str, Any]:
+    """What the file that a model came from said beside sizes and weights, if it was one of this format."""
+    origin = model.origin or {}
+    config = origin.get("config")
+    return dict(config) if origin.get("format") == format and isinstance(config, dict) else {}
+
+
 # --------------------------------------------------------------------------------------------------------- files and keys
 
 

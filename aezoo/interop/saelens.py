@@ -12,6 +12,7 @@ r_mag for b_enc, jumprelu ones threshold (K,), transcoders with a skip W_skip (D
     transcoder, skip_*         transcoder with k = K, which is relu; of equal width on both sides
 
 `apply_b_dec_to_input=False` is folded into the bias. With `reshape_activations="hook_z"` SAELens flattens heads; here x comes flat.
+The metadata (names of model and hook, ...) is kept in `model.origin` and written again.
 `normalize_activations` other than "none" is refused: it depends on each sample, or on a factor that the files do not hold.
 
 Legend: D data dims, K latents; W_enc and W_dec encoder and decoder, b_enc and b_dec their biases.
@@ -40,6 +41,7 @@ from .parts import (
     configuration,
     disassemble,
     dtype_name,
+    kept,
     listing,
     option,
 )
@@ -59,6 +61,15 @@ KEYS = {
     "transcoder": PLAIN,
     "skip_transcoder": {**PLAIN, "W_skip": "d d"},
 }
+OF_VERSION_5 = (
+    "model_name",
+    "hook_name",
+    "hook_head_index",
+    "prepend_bos",
+    "context_size",
+    "dataset_path",
+    "neuronpedia_id",
+)
 BY_BATCH = ("batchtopk", "matryoshka_batchtopk")
 REFUSED = {
     "abstopk": "its codes may be negative",
@@ -101,7 +112,11 @@ def load(path: Path) -> BaseAE:
     found = checked(_tensors(folder / WEIGHTS), KEYS[architecture], sizes, kind, folder / WEIGHTS)
     dtype = _dtype(found, config, where)
     found = {k: v if k == "topk_threshold" else v.to(dtype) for k, v in found.items()}
-    return assemble(_parts(found, config, architecture, where), where)
+    model = assemble(_parts(found, config, architecture, where), where)
+    metadata = config.get("metadata")
+    if isinstance(metadata, dict) and metadata:
+        model.origin = {"format": "saelens", "config": {"metadata": metadata}}
+    return model
 
 
 def _of_version_6(config: dict[str, Any], where: Path) -> dict[str, Any]:
@@ -119,6 +134,7 @@ def _of_version_6(config: dict[str, Any], where: Path) -> dict[str, Any]:
         config |= {"architecture": "topk", "k": option(more, "k", int, where)}
     elif activation != "relu":
         raise ValueError(f"{where}: activation_fn={activation!r} has no counterpart here; supported: relu, topk")
+    config["metadata"] = {k: config[k] for k in OF_VERSION_5 if k in config}
     scaled = config.get("normalize_activations")
     if isinstance(scaled, bool) or scaled is None:
         config["normalize_activations"] = "expected_average_only_in" if scaled else "none"
@@ -243,7 +259,7 @@ def save(model: BaseAE, path: Path) -> Path:
         "normalize_activations": "none",
         "reshape_activations": "none",
         **more,
-        "metadata": {"sae_lens_version": VERSION, "sae_lens_training_version": None, **trained},
+        "metadata": _metadata(model, trained),
         "architecture": architecture,
     }
     write_tensors(path / WEIGHTS, found)
@@ -274,3 +290,19 @@ def _architecture(parts: Parts) -> tuple[str, dict[str, Any], dict[str, Any]]:
 
 def _trained(architecture: str, details: dict[str, Any]) -> dict[str, Any]:
     return {"training_architecture": architecture, "training_architecture_details": details}
+
+
+def _metadata(model: BaseAE, trained: dict[str, Any]) -> dict[str, Any]:
+    """What the file said that the model came from, and what it is trained as now."""
+    known = kept(model, "saelens").get("metadata", {})
+    metadata = {"sae_lens_training_version": None, **known, "sae_lens_version": VERSION}
+    details = metadata.get("training_architecture_details")
+    same = bool(trained) and metadata.get("training_architecture") == trained["training_architecture"]
+    if same and isinstance(details, dict):
+        return {
+            **metadata,
+            **_trained(trained["training_architecture"], details | trained["training_architecture_details"]),
+        }
+    if not trained and metadata.get("training_architecture") in BY_BATCH:  # it is another now
+        return {k: v for k, v in metadata.items() if not k.startswith("training_architecture")}
+    return {**metadata, **trained}

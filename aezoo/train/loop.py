@@ -289,6 +289,7 @@ class _Trainer(Setup):
         self.interval.timed += samples
         self.model.after_step()
         self.step += 1
+        self.update.sweep(self.step)
         if self.average is not None:
             self.average.update(self.step)
         if clock:
