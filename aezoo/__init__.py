@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .evaluation import evaluate
     from .exporting import export
     from .hub import from_pretrained, pull, push
+    from .interop import load_foreign, save_foreign
     from .prior_fitting import fit_prior
     from .sampling import walkback
     from .train import Callback, FitResult, fit
@@ -39,6 +40,8 @@ _LAZY = {  # loaded on first use
     "fit_prior": "prior_fitting",
     "FitResult": "train",
     "load_data": "data",
+    "load_foreign": "interop",
+    "save_foreign": "interop",
     "evaluate": "evaluation",
     "export": "exporting",
     "from_pretrained": "hub",
@@ -74,10 +77,12 @@ __all__ = [
     "from_pretrained",
     "list_models",
     "load_data",
+    "load_foreign",
     "pad_sequences",
     "pull",
     "push",
     "register",
+    "save_foreign",
     "walkback",
     "write_card",
 ]
@@ -88,8 +93,10 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
         globals()[name] = value
         return value
+    if name == "interop":
+        return importlib.import_module(".interop", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "models", "__version__"])
+    return sorted([*__all__, "interop", "models", "__version__"])

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from . import recipes
+from .cli_convert import command_convert
 from .cli_export import command_export
-from .cli_find import built, command_convert, command_find_batch, command_find_lr
+from .cli_find import built, command_find_batch, command_find_lr
 from .cli_hub import command_card, command_pull, command_push
 from .cli_prior import command_fit_prior
 from .cli_zoo import command_zoo
