@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from . import functional as fn
 from .base import Terms, number, positive
 from .figures import shown, used
+from .precision import Averaging
 from .registry import choice
 from .wholebatch import batch_axis, batch_sum, whole_batch
 
@@ -173,7 +174,7 @@ def carry(rows: Tensor, q: Tensor, rotation: bool) -> Tensor:
     return fn.rotation_trick(rows, q) if rotation else fn.straight_through(rows, q)
 
 
-class VectorQuantizer(Codebook):
+class VectorQuantizer(Averaging, Codebook):
     """The codebook of the VQ-VAE, learned by moving averages or by its gradient.
 
     Paper: van den Oord et al. 2017, arXiv:1711.00937 (eq. 1 to 3; moving averages: appendix A.1). With codebook="ema", in `after_step`,
@@ -191,8 +192,10 @@ class VectorQuantizer(Codebook):
         reduction: "mean" or "sum", see the module. eps: of the Laplace smoothing.
 
     All state is in buffers: `codebook` (with "gradient" a parameter), `cluster_size` n, `cluster_sum` m, `num_steps`. What is gathered
-    between two steps is not saved. A batch that is not finite is not learned from."""
+    between two steps is not saved. A batch that is not finite is not learned from. In a model of half precision what is averaged stays
+    in float32."""
 
+    averages = ("codebook", "cluster_size", "cluster_sum", "num_steps", "new_size", "new_sum", "candidates")
     codebook: Tensor
     cluster_size: Tensor
     cluster_sum: Tensor

@@ -14,7 +14,7 @@ from aezoo.base import BaseAE
 from aezoo.cli import main
 from aezoo.registry import MODELS
 from aezoo.storage import read_tensors
-from aezoo.train import comparison, many
+from aezoo.train import batched, comparison, many
 from aezoo.train.tape import Tape
 
 DENSE = "mlp(widths=(24,), norm='batch', dropout=0.2)"
@@ -447,3 +447,49 @@ def test_sweep_errors(tmp_path, monkeypatch, capsys, flags, text):
         main(["sweep", "digits", *flags])
     assert end.value.code == 2 and text in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def layers_in_float64():
+    """Three models' x (4, 2), W (3, 2) and b (3,), and running moments of 3 features."""
+    g = torch.Generator().manual_seed(0)
+
+    def stacked(*shape):
+        return torch.randn(3, *shape, dtype=torch.float64, generator=g).requires_grad_()
+
+    return stacked(4, 2), stacked(3, 2), stacked(3)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_gradcheck_of_stacked_linear_layers(shared):
+    """First and second derivatives of `baddbmm` in place of M products; with x shared by all models, too."""
+    x, weight, bias = layers_in_float64()
+    x = x[0].detach().requires_grad_() if shared else x
+    f = torch.func.vmap(batched._Linear.apply, in_dims=(None if shared else 0, 0, 0))
+    wanted = torch.stack([F.linear(x if shared else x[i], weight[i], bias[i]) for i in range(3)])
+    torch.testing.assert_close(f(x, weight, bias), wanted, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(f, (x, weight, bias))
+    assert torch.autograd.gradgradcheck(f, (x, weight, bias))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_gradcheck_of_stacked_batch_norms(training):
+    """One batch norm of M * O channels: outcome and running moments of each model's own, first and second derivatives."""
+    x, weight, bias = layers_in_float64()
+    weight = weight[:, :, 0].detach().requires_grad_()
+    x = torch.stack([x[..., 0], x[..., 1], x.sum(2)], 2).detach().requires_grad_()  # (M, B, O)
+    moments = torch.zeros(3, 3, dtype=torch.float64), torch.full((3, 3), 2.0, dtype=torch.float64)
+
+    def f(x, weight, bias, mean=None, var=None):
+        mean, var = (m.clone() for m in moments) if mean is None else (mean, var)
+        how = torch.func.vmap(lambda *t: batched._BatchNorm.apply(*t, training, 0.1, 1e-5))
+        return how(x, mean, var, weight, bias)
+
+    mean, var = (m.clone() for m in moments)
+    got = f(x, weight, bias, mean, var)
+    for i in range(3):
+        own = [m[i].clone() for m in moments]
+        wanted = F.batch_norm(x[i], *own, weight[i], bias[i], training, 0.1, 1e-5)
+        torch.testing.assert_close(got[i], wanted, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close((mean[i], var[i]), tuple(own), rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(f, (x, weight, bias))
+    assert torch.autograd.gradgradcheck(f, (x, weight, bias), atol=1e-4)
