@@ -28,9 +28,10 @@ from torch import Tensor, nn
 
 from .backbones import Backbone, Pair, build_backbone
 from .corruptions import CORRUPTIONS, Corruption
+from .figures import averaged, shown
 from .likelihoods import LIKELIHOODS, Likelihood
 from .registry import MODELS, Recorded, nearest, plain
-from .storage import write_json, write_tensors
+from .storage import write_model
 
 Spec = Any  # a piece in any of the four forms that `registry` describes
 Terms = dict[str, Tensor]
@@ -60,6 +61,7 @@ class Pass(NamedTuple):
     z: Tensor
     terms: Terms
     metrics: Terms
+    """(B,) or scalar, and the parts of figures that are no means over samples (`figures`)."""
 
 
 class Code(NamedTuple):
@@ -118,6 +120,7 @@ class BaseAE(nn.Module, metaclass=Recorded):
     takes_condition: ClassVar[bool] = False  # labels or vectors that come with the data reach the model as `condition`
     accepts_missing: ClassVar[bool] = False  # NaN in the data means "not there": it is neither read nor scored
     backbones: ClassVar[tuple[str, ...]] = ()  # the only ones that make sense for this model; (): any
+    sparse_code: bool = False  # most latents of a sample are exactly 0
     game: ClassVar[bool] = False  # two sides with opposite aims: the total is not what falls in training
     main_metric: ClassVar[str] = "mse"  # the figure that tells whether this model does what it is for
     prior: Any  # p(z): a module with log_prob and sample, or None
@@ -199,6 +202,7 @@ class BaseAE(nn.Module, metaclass=Recorded):
         return [Stage("train", 1.0, list(self.parameters()))]
 
     stage = 0  # which of `stages()` is being trained; the loop sets it
+    origin: dict[str, Any] | None = None  # what another library's file said beside sizes and weights, see `interop`
 
     # -------------------------------------------------------------------------------------------------------- training
 
@@ -215,14 +219,14 @@ class BaseAE(nn.Module, metaclass=Recorded):
         `x`, `target` (what to reconstruct; x itself by default): (B, *input_shape). Raises ValueError or TypeError for a wrong
         shape, dtype or an unexpected condition."""
         params, z, terms, metrics = self.propagate(x, target, condition)
-        return AEOutput(self.likelihood.mean(params), z, terms, metrics)
+        return AEOutput(self.likelihood.mean(params), z, terms, shown(metrics))
 
     def propagate(self, x: Tensor, target: Tensor | None = None, condition: Tensor | None = None) -> Pass:
         """What `forward` and `loss` share: x -> code -> decoder output and terms."""
         self.check_input(x)
         if target is not None:
             self.check_input(target, "target")
-        self.check_condition(condition, len(x))
+        self.check_condition(condition, x.shape[0])
         code = Code(*self.bottleneck(self.hidden(self.corrupt(x), condition), sample=True))
         params = self.emit(self.corrupt(code.z, "latent"), condition)  # (B, P, *input_shape)
         recon = self.likelihood.nll(params, x if target is None else target)
@@ -230,16 +234,35 @@ class BaseAE(nn.Module, metaclass=Recorded):
 
     def loss(self, x: Tensor, target: Tensor | None = None, condition: Tensor | None = None) -> AELoss:
         """total = sum over terms of weight * mean over the batch. The weights are applied here and nowhere else."""
+        out = self.scored(x, target, condition)
+        return self.weighed(out.terms, out.metrics)
+
+    def scored(self, x: Tensor, target: Tensor | None = None, condition: Tensor | None = None) -> Pass | AEOutput:
+        """The pass that `loss` takes."""
         own = type(self).forward is not BaseAE.forward  # a variant that rewrites the whole pass
-        out = self(x, target, condition) if own else self.propagate(x, target, condition)
-        terms = {name: value.mean() if value.dim() else value for name, value in out.terms.items()}
+        return self(x, target, condition) if own else self.propagate(x, target, condition)
+
+    def weighed(self, terms: Terms, metrics: Terms) -> AELoss:
+        """What one pass found, (B,) or scalar, as the loss."""
+        terms = {name: value.mean() if value.dim() else value for name, value in terms.items()}
         weights = self.term_weights()
         total: Any = None
         for name, value in terms.items():
             weight = weights.get(name)
             value = value if weight is None else weight * value
             total = value if total is None else total + value
-        return AELoss(total, terms, {name: value.detach().mean() for name, value in out.metrics.items()})
+        return AELoss(total, terms, averaged(metrics if self.reports_parts else shown(metrics)))
+
+    reports_parts = False
+
+    @contextmanager
+    def reporting_parts(self) -> Iterator[None]:
+        """Inside the block, which the loop opens, the metrics of `loss` hold the parts of figures, too (`figures`)."""
+        before, self.reports_parts = self.reports_parts, True
+        try:
+            yield
+        finally:
+            self.reports_parts = before
 
     # ------------------------------------------------------------------------------------------------------------ use
 
@@ -275,7 +298,7 @@ class BaseAE(nn.Module, metaclass=Recorded):
 
         Always in evaluation mode: no dropout, no corruption, no random numbers."""
         self.check_input(x)
-        self.check_condition(condition, len(x))
+        self.check_condition(condition, x.shape[0])
         with self.evaluating():
             return self.bottleneck(self.hidden(x, condition), sample=sample)[0]
 
@@ -288,7 +311,7 @@ class BaseAE(nn.Module, metaclass=Recorded):
         self._check_dtype(z, "z")
         if z.dim() < 1 or tuple(z.shape[1:]) != self.latent_shape:
             raise ValueError(f"z has shape {tuple(z.shape)}; {self.name} decodes (batch, {_joined(self.latent_shape)})")
-        self.check_condition(condition, len(z))
+        self.check_condition(condition, z.shape[0])
         with self.evaluating():
             return self.likelihood.mean(self.emit(z, condition))
 
@@ -328,7 +351,7 @@ class BaseAE(nn.Module, metaclass=Recorded):
                 f"{what} has shape {tuple(x.shape)}; {self.name} takes (batch, {_joined(self.input_shape)})"
                 + shape_hint(tuple(x.shape), self.input_shape)
             )
-        if len(x) == 0:
+        if x.shape[0] == 0:
             raise ValueError(f"{what} is an empty batch: shape {tuple(x.shape)}")
 
     def check_condition(self, condition: Tensor | None, n: int) -> None:
@@ -338,7 +361,7 @@ class BaseAE(nn.Module, metaclass=Recorded):
         if not self.takes_condition:
             able = [m for m in MODELS if MODELS[m].takes_condition]
             raise ValueError(f"{self.name} takes no condition; models that do: {', '.join(able) or 'none'}")
-        if not isinstance(condition, Tensor) or condition.dim() == 0 or len(condition) != n:
+        if not isinstance(condition, Tensor) or condition.dim() == 0 or condition.shape[0] != n:
             got = tuple(condition.shape) if isinstance(condition, Tensor) else type(condition).__name__
             raise ValueError(f"condition must be a tensor with one entry for each of the {n} samples; got {got}")
 
@@ -361,14 +384,13 @@ class BaseAE(nn.Module, metaclass=Recorded):
             )
 
     def save_pretrained(self, directory: str | Path) -> Path:
-        """Writes `config.json` (model name and every constructor keyword) and `model.safetensors`; returns the folder.
+        """Writes `config.json` (model name and every constructor keyword), `model.safetensors` and, in `checksums.json`, its
+        sha256; returns the folder.
 
         `aezoo.from_pretrained` reads them back. Raises TypeError if a piece was given that has no registered name."""
         config = self.saved_config()
         directory = Path(directory).expanduser()
-        directory.mkdir(parents=True, exist_ok=True)
-        write_json(directory / "config.json", config)
-        write_tensors(directory / "model.safetensors", self.state_dict(), {"model": self.name})
+        write_model(directory, config, self.state_dict())
         return directory
 
     def saved_config(self) -> dict[str, Any]:
@@ -382,6 +404,8 @@ class BaseAE(nn.Module, metaclass=Recorded):
             raise TypeError(self.backbone.nameless)
         args = plain(self.config)
         config = {"format": FORMAT, "aezoo": __version__, "model": self.name, "dtype": dtype, "args": args}
+        if self.origin is not None:
+            config["origin"] = plain(self.origin)
         given = self.prior is not None and (getattr(self.prior, "fitted", False) or not self.generative)
         return {**config, "prior": plain(self.prior)} if given else config  # the constructor makes no such prior
 

@@ -127,23 +127,48 @@ class MidBlock(nn.Module):
         return after(self.attentions(before(x)))
 
 
-class DownBlock(nn.Module):
-    """Residual blocks of one level, then (but on the last level) half the size."""
+class Level(nn.Module):
+    """Residual blocks of one level, with attention after each if it is asked for."""
 
     def __init__(
-        self, rank: int, inputs: int, outputs: int, blocks: int, halve: bool, groups: int | None, dropout: float
+        self, rank: int, inputs: int, outputs: int, blocks: int, attention: bool, groups: int | None, dropout: float
     ):
         super().__init__()
         widths = [inputs, *[outputs] * blocks]
         self.resnets = nn.Sequential(*(ResnetBlock(rank, a, b, groups, dropout) for a, b in zip(widths, widths[1:])))
+        self.attentions = nn.ModuleList(Attention(outputs, groups) for _ in range(blocks) if attention)
+
+    def blocks(self, x: Tensor) -> Tensor:
+        if not self.attentions:
+            return self.resnets(x)
+        for block, attention in zip(self.resnets, self.attentions):
+            x = attention(block(x))
+        return x
+
+
+class DownBlock(Level):
+    """A level, then (but on the last one) half the size."""
+
+    def __init__(
+        self,
+        rank: int,
+        inputs: int,
+        outputs: int,
+        blocks: int,
+        halve: bool,
+        attention: bool,
+        groups: int | None,
+        dropout: float,
+    ):
+        super().__init__(rank, inputs, outputs, blocks, attention, groups, dropout)
         self.downsamplers = nn.Sequential(*([Downsample(rank, outputs)] if halve else []))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.downsamplers(self.resnets(x))
+        return self.downsamplers(self.blocks(x))
 
 
-class UpBlock(nn.Module):
-    """Residual blocks of one level, then (but on the last level) up to `size`."""
+class UpBlock(Level):
+    """A level, then (but on the last one) up to `size`."""
 
     def __init__(
         self,
@@ -152,16 +177,15 @@ class UpBlock(nn.Module):
         outputs: int,
         blocks: int,
         size: Sequence[int] | None,
+        attention: bool,
         groups: int | None,
         dropout: float,
     ):
-        super().__init__()
-        widths = [inputs, *[outputs] * blocks]
-        self.resnets = nn.Sequential(*(ResnetBlock(rank, a, b, groups, dropout) for a, b in zip(widths, widths[1:])))
+        super().__init__(rank, inputs, outputs, blocks, attention, groups, dropout)
         self.upsamplers = nn.Sequential(*([] if size is None else [Upsample(rank, outputs, size)]))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.upsamplers(self.resnets(x))
+        return self.upsamplers(self.blocks(x))
 
 
 class ResnetEncoder(nn.Module):
@@ -177,6 +201,7 @@ class ResnetEncoder(nn.Module):
         groups: int | None = None,
         attention: bool = True,
         dropout: float = 0.0,
+        attention_levels: Sequence[int] = (),
     ):
         super().__init__()
         self.channels, self.size = as_map(input_shape)
@@ -184,7 +209,7 @@ class ResnetEncoder(nn.Module):
         self.conv_in = CONV[rank - 1](self.channels, widths[0], 3, padding=1)
         self.down_blocks = nn.Sequential(
             *(
-                DownBlock(rank, widths[max(i - 1, 0)], width, blocks, i < last, groups, dropout)
+                DownBlock(rank, widths[max(i - 1, 0)], width, blocks, i < last, i in attention_levels, groups, dropout)
                 for i, width in enumerate(widths)
             )
         )
@@ -193,7 +218,7 @@ class ResnetEncoder(nn.Module):
         self.conv_out = None if outputs is None else CONV[rank - 1](widths[-1], outputs, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv_in(x.reshape(len(x), self.channels, *self.size))
+        h = self.conv_in(x.reshape(x.shape[0], self.channels, *self.size))
         h = self.mid_block(self.down_blocks(h))
         h = F.silu(self.conv_norm_out(h))
         return h if self.conv_out is None else self.conv_out(h)
@@ -212,6 +237,7 @@ class ResnetDecoder(nn.Module):
         groups: int | None = None,
         attention: bool = True,
         dropout: float = 0.0,
+        attention_levels: Sequence[int] = (),
     ):
         super().__init__()
         channels, size = as_map(input_shape)
@@ -228,6 +254,7 @@ class ResnetDecoder(nn.Module):
                     widths[i],
                     blocks + 1,
                     sizes[i - 1] if i else None,
+                    i in attention_levels,
                     groups,
                     dropout,
                 )
@@ -239,4 +266,4 @@ class ResnetDecoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.up_blocks(self.mid_block(self.conv_in(z)))
-        return self.conv_out(F.silu(self.conv_norm_out(h))).reshape(len(z), *self.shape)
+        return self.conv_out(F.silu(self.conv_norm_out(h))).reshape(z.shape[0], *self.shape)

@@ -82,9 +82,7 @@ def fit_probe(
     if int(y.min()) < 0:
         raise ValueError(f"labels must be 0, 1, ...; got {int(y.min())}")
     classifier = Classifier(model, int(y.max()) + 1)
-    mean, scale = x.mean(0), x.std(0, correction=0)
-    scale = torch.where(scale > 1e-8, scale, 1.0)
-    weight, bias = _logistic_regression((x - mean) / scale, y, weight_decay, max_iter)
+    mean, scale, weight, bias = logistic_regression(x, y, weight_decay, max_iter)
     with torch.no_grad():
         for own, found in [
             (classifier.mean, mean),
@@ -96,8 +94,16 @@ def fit_probe(
     return classifier
 
 
-def _logistic_regression(x: Tensor, y: Tensor, weight_decay: float, max_iter: int) -> tuple[Tensor, Tensor]:
-    """x (N, F), y (N,) -> weight (classes, F), bias (classes,)."""
+def logistic_regression(
+    x: Tensor, y: Tensor, weight_decay: float = 1e-4, max_iter: int = 200
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The multinomial logistic regression that `fit_probe` describes, on features standardised by their own mean and deviation.
+
+    x (N, F) float64, y (N,) labels 0, 1, ... -> mean (F,), scale (F,), weight (classes, F), bias (classes,): the logits of a
+    sample are weight @ ((x - mean) / scale) + bias. Constant features have scale 1."""
+    mean, scale = x.mean(0), x.std(0, correction=0)
+    scale = torch.where(scale > 1e-8, scale, 1.0)
+    x = (x - mean) / scale
     weight = x.new_zeros(int(y.max()) + 1, x.shape[1], requires_grad=True)
     bias = x.new_zeros(len(weight), requires_grad=True)
     optimizer = torch.optim.LBFGS(
@@ -112,4 +118,4 @@ def _logistic_regression(x: Tensor, y: Tensor, weight_decay: float, max_iter: in
 
     with torch.enable_grad():
         optimizer.step(closure)
-    return weight.detach(), bias.detach()
+    return mean, scale, weight.detach(), bias.detach()

@@ -120,8 +120,8 @@ def _discrete(model: BaseAE) -> str:
     return f"{model.name} has discrete codes (indices into a codebook)"
 
 
-def _gaussian(model: BaseAE, x: Tensor, given: dict[str, Tensor]) -> tuple[Tensor, ...]:
-    """mu and logvar of q(z|x). Raises ValueError unless the model draws from that Gaussian, which its log q(z|x) tells."""
+def gaussian_posterior(model: BaseAE, x: Tensor, given: dict[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+    """mu and logvar of q(z|x), or None if the model does not draw from that Gaussian, which its log q(z|x) tells."""
     if callable(getattr(model, "posterior", None)) and callable(getattr(model, "draw", None)):
         net: Any = model
         h = net.hidden(x, given.get("condition"))
@@ -130,6 +130,13 @@ def _gaussian(model: BaseAE, x: Tensor, given: dict[str, Tensor]) -> tuple[Tenso
             mu, logvar = found
             if torch.allclose(-fn.gaussian_nll(z, mu, 0.5 * logvar), log_q, rtol=1e-2, atol=1e-2):
                 return mu, logvar
+    return None
+
+
+def _gaussian(model: BaseAE, x: Tensor, given: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    found = gaussian_posterior(model, x, given)
+    if found is not None:
+        return found
     raise ValueError(
         f"the prior 'vamp' is a mixture of Gaussian posteriors, which {model.name} does not have (vae does); "
         "take 'gmm', 'kde' or 'flow'"

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -27,11 +28,18 @@ from torch import Tensor, nn
 
 from . import functional as fn
 from .base import Terms, number, positive
+from .figures import shown, used
 from .registry import choice
 from .wholebatch import batch_axis, batch_sum, whole_batch
 
 FINEST = 256  # levels of one channel that the margin of `fsq_bound` allows
 MOST_BITS = 20  # of a lookup-free code, whose usage is counted code by code
+
+
+def full_precision(like: Tensor) -> AbstractContextManager[Any]:
+    """No autocast inside the block; nothing at all in an exported program, which holds none."""
+    exporting = torch.compiler.is_exporting()
+    return nullcontext() if exporting else torch.autocast(like.device.type, enabled=False)
 
 
 class Quantized(NamedTuple):
@@ -70,20 +78,26 @@ class Quantizer(nn.Module):
 
     def forward(self, z: Tensor) -> Quantized:
         """z (B, C, *grid), or (B, C) for a single vector. Raises ValueError for another number of channels."""
+        out = self.counted(z)
+        return out._replace(metrics=shown(out.metrics))
+
+    def counted(self, z: Tensor) -> Quantized:
+        """The same with a metric more, which the two are of a whole set made of (`figures`): "codes.", how often a sample uses each code,
+        (levels, K)."""
         if z.dim() < 2 or z.shape[1] != self.dim:
             raise ValueError(f"z has shape {tuple(z.shape)}; this quantiser takes (batch, {self.dim}, *grid)")
         rows = fn.full(z).reshape(*z.shape[:2], -1).movedim(1, 2).contiguous()  # (B, C, *grid) -> (B, T, C)
-        with torch.autocast(z.device.type, enabled=False):
+        with full_precision(z):
             q, indices, terms, counts = self.quantize(rows)
-            metrics = {"perplexity": fn.perplexity(counts).mean(), "usage": (counts > 0).to(counts).mean()}
+            metrics = used(counts, len(z))
         z_q = q.movedim(2, 1).reshape(z.shape).to(z.dtype)
-        return Quantized(z_q, indices.reshape(len(z), *z.shape[2:], *indices.shape[2:]), terms, metrics)
+        return Quantized(z_q, indices.reshape(z.shape[0], *z.shape[2:], *indices.shape[2:]), terms, metrics)
 
     def codes(self, indices: Tensor) -> Tensor:
         """The code of these indices: (B, *grid[, levels]) -> (B, C, *grid), in at least float32."""
         grid = indices.shape[1:-1] if self.levels else indices.shape[1:]
         flat = indices.reshape(len(indices), math.prod(grid), *indices.shape[len(grid) + 1 :])
-        with torch.autocast(indices.device.type, enabled=False):
+        with full_precision(indices):
             rows = self.vectors(flat)
         return rows.movedim(2, 1).reshape(len(indices), self.dim, *grid)
 

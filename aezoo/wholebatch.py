@@ -24,26 +24,31 @@ from torch.overrides import TorchFunctionMode
 _SPREAD: Spread | None = None  # how the current batch is spread, if it is
 
 
+def _alone() -> bool:
+    """Are there no other processes that hold rows of the batch?"""
+    return _SPREAD is None or _SPREAD.alone
+
+
 def batch_sum(x: Tensor) -> Tensor:
     """Sum over the first axis of the whole batch, with its gradient: (B, ...) -> (...)."""
-    return x.sum(0) if _SPREAD is None else _all(x.sum(0))
+    return x.sum(0) if _alone() else _all(x.sum(0))
 
 
 def batch_mean(x: Tensor) -> Tensor:
     """Mean over the first axis of the whole batch, with its gradient: (B, ...) -> (...)."""
-    return x.mean(0) if _SPREAD is None else _all(x.sum(0)) / _SPREAD.total
+    return x.mean(0) if _alone() or _SPREAD is None else _all(x.sum(0)) / _SPREAD.total
 
 
 def grand_mean(x: Tensor) -> Tensor:
     """Mean over every element of the whole batch, with its gradient: (B, ...) -> ()."""
-    return x.mean() if _SPREAD is None else _all(x.sum()) / (_SPREAD.total * x[0].numel())
+    return x.mean() if _alone() or _SPREAD is None else _all(x.sum()) / (_SPREAD.total * x[0].numel())
 
 
 def whole_batch(x: Tensor) -> Tensor:
     """Every process's rows, in the order of the batch, with their gradient: (B, ...) -> (N, ...), N the whole batch's samples.
 
     For terms that compare samples with one another, and for rows that are picked at random from the batch."""
-    return x if _SPREAD is None else _all(_SPREAD.padded(x))
+    return x if _alone() or _SPREAD is None else _all(_SPREAD.padded(x))
 
 
 @contextmanager
@@ -88,16 +93,19 @@ class Spread(TorchFunctionMode):
     """Inside the block this process holds rows `start` to `stop` of a batch of `total`.
 
     Random tensors with as many rows as the process holds are drawn for the whole batch, by the seed that all processes share, and cut;
-    all others are the same everywhere. Batch norms in training mode use the whole batch's moments."""
+    all others are the same everywhere. Batch norms in training mode use the whole batch's moments.
 
-    def __init__(self, start: int, stop: int, total: int):
+    `alone`: the other rows are in no process, being taken one piece after the other by this one: draws are cut from the whole
+    batch's all the same, while sums, means and moments are those of the piece."""
+
+    def __init__(self, start: int, stop: int, total: int, alone: bool = False):
         super().__init__()
-        self.start, self.stop, self.total = start, stop, total
+        self.start, self.stop, self.total, self.alone = start, stop, total, alone
         self.axis: int | None = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is F.batch_norm and _given(args, kwargs, 5, "training", False):
+        if func is F.batch_norm and not self.alone and _given(args, kwargs, 5, "training", False):
             return self._batch_norm(*args, **kwargs)
         draw = _DRAWS.get(func)
         return func(*args, **kwargs) if draw is None else draw(self, func, args, kwargs)
@@ -247,12 +255,29 @@ _DRAWS: dict[Any, Any] = {
 
 
 @contextmanager
-def spread(start: int, stop: int, total: int) -> Iterator[None]:
-    """The rest of the block sees rows `start` to `stop` of a batch of `total`."""
+def spread(start: int, stop: int, total: int, alone: bool = False) -> Iterator[None]:
+    """The rest of the block sees rows `start` to `stop` of a batch of `total`; `alone`: see `Spread`."""
     global _SPREAD
-    before, _SPREAD = _SPREAD, Spread(start, stop, total)
+    before, _SPREAD = _SPREAD, Spread(start, stop, total, alone)
     try:
         with _SPREAD:
             yield
     finally:
         _SPREAD = before
+
+
+@contextmanager
+def rows_per_sample(n: int) -> Iterator[None]:
+    """Inside the block every sample has n rows, one behind the other: statistics and draws of a batch that is spread are those of n
+    times as many rows."""
+    held = _SPREAD
+    if held is None:
+        yield
+        return
+    with spread(held.start * n, held.stop * n, held.total * n, held.alone):
+        yield
+
+
+def whole_size(rows: int) -> int:
+    """Samples of the whole batch, of which `rows` are here."""
+    return rows if _SPREAD is None else _SPREAD.total

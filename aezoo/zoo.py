@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -89,10 +89,11 @@ def _check_one(name: str, device: str, seed: int, began: float) -> Check:
         held_out = load_data(data)
     else:
         source, held_out = source.split(min(0.2, SHOWN / len(source)), seed)
-    before = evaluate(model, held_out, device=device, seed=seed)
-    result = fit(model, source, **train)
-    after = evaluate(result.model, held_out, device=device, seed=seed)
     metric = model.main_metric
+    how: dict[str, Any] = {"metrics": ["loss", metric], "device": device, "seed": seed, "progress": False}
+    before = evaluate(model, held_out, **how)
+    result = fit(model, source, **train)
+    after = evaluate(result.model, held_out, **how)
     pairs = [(before[k]["mean"], after[k]["mean"]) for k in ("loss", "recon", metric)]
     return Check(
         name, str(config["data"]["source"]), model.num_parameters, int(result.history[-1]["step"]), result.samples_per_s,

@@ -194,3 +194,43 @@ def test_a_prior_of_the_users_own():
     model = build("aae", prior=Corner())
     assert torch.equal(model.sample(2), model.decode(torch.full((2, 4), 3.0).double()))
     assert torch.isfinite(model.loss(data()).total)
+
+
+GAMES = [name for name in aezoo.list_models() if aezoo.registry.MODELS[name].game]
+
+
+@pytest.mark.parametrize("name", [*GAMES, "soft_intro_vae"])
+def test_validation_losses_hold_no_opinion_of_a_critic(name):
+    """The total of evaluation mode stays what it is, to the bit, when the critic's weights are others; that of training does not. Of
+    soft_intro_vae, whose encoder is the critic, only recon and KL of the data count."""
+    told = {"num_classes": 3} if name == "aae" else {}
+    torch.manual_seed(1)
+    model, x = aezoo.create_model(name, input_shape=(1, 8, 8), latent_dim=4, **told), data().float()
+
+    def total(training):
+        torch.manual_seed(5)
+        loss = model.train(training).loss(x)
+        return loss.total.detach(), loss.terms
+
+    if name == "soft_intro_vae":
+        loss, terms = total(False)
+        assert torch.equal(loss, terms["recon"] * (1 / 64) + terms["kl"] * (1 / 64))
+        return
+    before, trained = total(False)[0], total(True)[0]
+    before = total(False)[0]  # running statistics have seen a step
+    with torch.no_grad():
+        shaken = [p.add_(torch.randn_like(p)) for n, p in model.named_parameters() if "critic" in n]
+    assert shaken and torch.equal(total(False)[0], before) and not torch.allclose(total(True)[0], trained)
+
+
+def test_vae_gan_keeps_what_it_learned(images):
+    """Its reconstructions and its best row are not those of the first epoch: the validation loss falls with the negative ELBO."""
+    x = images[0]
+    torch.manual_seed(3)
+    model = aezoo.create_model(
+        "vae_gan", input_shape=(1, 12, 12), latent_dim=4, backbone="mlp(widths=(32,))", widths=(8, 16)
+    )
+    result = aezoo.fit(model, x[:48], val=x[48:], epochs=6, batch_size=16, lr=3e-3, progress=False, device="cpu")
+    assert result.best["epoch"] > 3
+    for row in result.history:
+        assert row["val_loss"] == pytest.approx(row["val_recon"] + row["val_kl"], rel=1e-5)

@@ -7,7 +7,8 @@ import torch
 from conftest import fit, make_images, model_of
 
 import aezoo
-from aezoo.train.optim import lr_factor
+from aezoo.train.optim import build_optimizer, lr_factor
+from aezoo.train.update import Update
 
 
 def test_history_and_result(images):
@@ -397,6 +398,7 @@ def test_nothing_is_saved_of_a_loss_that_is_not_finite(images, tmp_path):
         ({"clip": 0.0}, "clip=0.0"),
         ({"seed": -1}, "seed=-1"),
         ({"warmup": -1}, "warmup=-1"),
+        ({"keep": 1}, "keep=1 must be at least 2"),
         ({"optimizer": "lbfgs"}, "several times a step"),
         ({"optimizer": "sparseadam"}, "sparse gradients only"),
     ],
@@ -421,3 +423,23 @@ def test_kl_warmup_counts_steps_and_validation_uses_the_full_weight(images):
     assert math.isclose(
         result.history[2]["loss"], result.history[2]["recon"] + 2 * result.history[2]["kl"], rel_tol=1e-5
     )
+
+
+def test_momentum_of_dead_weights_does_not_decay_to_subnormal_numbers():
+    """A pixel that is black at first and always later: the moments of its weights become 0, not 1e-40, and nothing else changes."""
+    x = torch.rand(64, 6, generator=torch.Generator().manual_seed(0))
+    model = aezoo.create_model("ae", input_shape=(6,), latent_dim=2, backbone="mlp(widths=(4,))")
+    named = list(model.named_parameters())
+    optimizer = build_optimizer("adam", named, 1e-3, 0.0)
+    update = Update(optimizer, None, sticky=True)
+    for step in range(1, 1301):
+        batch = x.clone()
+        batch[:, 0] *= step < 20
+        model.loss(batch).total.backward()
+        update.step(torch.zeros(()))
+        update.sweep(step)
+    moment = optimizer.state[model.encoder[0].layer.weight]["exp_avg"]
+    assert (moment[:, 0] == 0).all() and (moment[:, 1:] != 0).any()
+    smallest = torch.finfo(torch.float32).tiny
+    values = torch.cat([s[k].flatten() for s in optimizer.state.values() for k in ("exp_avg", "exp_avg_sq")])
+    assert not ((values != 0) & (values.abs() < smallest)).any()

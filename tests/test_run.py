@@ -54,8 +54,8 @@ def test_run_folder(images, tmp_path, capsys):
     newest = {
         f"checkpoints/step-{s:09d}/{n}" for s in (0, 2) for n in ("state.safetensors", "state.json", "manifest.json")
     }
-    assert names == {".lock", "config.yaml", "config.json", "model.safetensors", "metrics.jsonl", "speed.jsonl", "last/config.json",
-                     "last/model.safetensors"} | pictures | newest  # fmt: skip
+    assert names == {".lock", "config.yaml", "config.json", "model.safetensors", "metrics.jsonl", "speed.jsonl", "checksums.json",
+                     "last/config.json", "last/model.safetensors", "last/checksums.json"} | pictures | newest  # fmt: skip
     said = capsys.readouterr().out
     assert (
         "device cpu (as asked)" in said

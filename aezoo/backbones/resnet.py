@@ -22,7 +22,8 @@ class Resnet(Backbone):
 
     `input_shape`: (L,) is one channel of length L, (C, L), (C, H, W) or (C, D, H, W). `blocks`: per level in the encoder, one more in
     the decoder. `groups`: of the norms, at most, as far as they divide the channels; by default 32, of four channels at least.
-    `attention`: one head over all positions of the smallest map. `dropout`: within the blocks.
+    `attention`: one head over all positions of the smallest map, between two blocks of its own. `attention_levels`: those whose every
+    block is followed by one, too, 0 being the largest map. `dropout`: within the blocks.
     Stable Diffusion's sizes: widths=(128, 256, 512, 512), blocks=2, attention=True."""
 
     def __init__(
@@ -32,6 +33,7 @@ class Resnet(Backbone):
         groups: int | None = None,
         attention: bool = False,
         dropout: float = 0.0,
+        attention_levels: Sequence[int] = (),
     ):
         self.widths = checked(self.name, widths, "silu", "none", dropout)
         if not self.widths:
@@ -39,11 +41,18 @@ class Resnet(Backbone):
         for key, value in {"blocks": blocks, **({} if groups is None else {"groups": groups})}.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"resnet: {key}={value!r} must be an integer of at least 1")
+        levels = range(len(self.widths))
+        fine = isinstance(attention_levels, Sequence) and not isinstance(attention_levels, str)
+        if not fine or not all(type(i) is int and i in levels for i in attention_levels):
+            raise ValueError(
+                f"resnet: attention_levels={attention_levels!r} must be levels, integers from 0 (the largest map) to {levels[-1]}"
+            )
         self.options: dict[str, Any] = {
             "blocks": blocks,
             "groups": groups,
             "attention": bool(attention),
             "dropout": dropout,
+            "attention_levels": tuple(attention_levels),
         }
 
     def build(

@@ -21,13 +21,14 @@ class Tiny(Backbone):
 
     The layout of TAESD (Bohan 2023), whose sizes are width=64, levels=3, blocks=3: encoder and decoder are sequences with its indices,
     and a code is bounded softly to (-3, 3), 3 tanh(z / 3), before it is decoded. Odd sizes are halved upwards, and cropped to
-    on the way up. A flat code has one linear layer each way."""
+    on the way up. A flat code has one linear layer each way. `signed`: data in [-1, 1] outside, which the layers take as (x + 1) / 2
+    and return as 2 x - 1."""
 
-    def __init__(self, width: int = 32, levels: int = 3, blocks: int = 3):
+    def __init__(self, width: int = 32, levels: int = 3, blocks: int = 3, signed: bool = False):
         for key, value in {"width": width, "levels": levels, "blocks": blocks}.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"tiny: {key}={value!r} must be an integer of at least 1")
-        self.width, self.levels, self.blocks = width, levels, blocks
+        self.width, self.levels, self.blocks, self.signed = width, levels, blocks, bool(signed)
 
     def build(
         self, input_shape: tuple[int, ...], latent_dim: int, code_params: int = 1, num_params: int = 1
@@ -43,6 +44,10 @@ class Tiny(Backbone):
     def build_grid(
         self, input_shape: tuple[int, ...], latent_dim: int, code_params: int = 1, num_params: int = 1
     ) -> tuple[nn.Module, nn.Module, tuple[int, ...]]:
+        if self.signed and num_params != 1:
+            raise ValueError(
+                f"tiny: signed=True needs a likelihood with one decoder output per element; this one needs {num_params}"
+            )
         channels, size = as_map(input_shape)
         rank, width, sizes = len(size), self.width, halved(size, self.levels)
         conv = CONV[rank - 1]
@@ -57,22 +62,32 @@ class Tiny(Backbone):
             up += [*blocks(), Double(sizes[-2 - i]), conv(width, width, 3, padding=1, bias=False)]
         down += [conv(width, code_params * latent_dim, 3, padding=1)]
         up += [ReluBlock(rank, width), conv(width, num_params * channels, 3, padding=1)]
-        return Chain(down, before=(channels, *size)), Chain(up, after=(num_params, *input_shape)), sizes[-1]
+        encoder = Chain(down, before=(channels, *size), signed=self.signed)
+        return encoder, Chain(up, after=(num_params, *input_shape), signed=self.signed), sizes[-1]
 
 
 class Chain(nn.Sequential):
-    """Layers in a row, with a sample's shape set before and after them."""
+    """Layers in a row, with a sample's shape set before or after them, and on that side its range [-1, 1] if `signed`."""
 
     def __init__(
-        self, layers: Sequence[nn.Module], before: tuple[int, ...] | None = None, after: tuple[int, ...] | None = None
+        self,
+        layers: Sequence[nn.Module],
+        before: tuple[int, ...] | None = None,
+        after: tuple[int, ...] | None = None,
+        signed: bool = False,
     ):
         super().__init__(*layers)
-        self.before, self.after = before, after
+        self.before, self.after, self.signed = before, after, signed
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x if self.before is None else x.reshape(len(x), *self.before)
+        if self.before is not None:
+            x = x.reshape(x.shape[0], *self.before)
+            x = (x + 1) / 2 if self.signed else x
         x = super().forward(x)
-        return x if self.after is None else x.reshape(len(x), *self.after)
+        if self.after is not None:
+            x = 2 * x - 1 if self.signed else x
+            x = x.reshape(x.shape[0], *self.after)
+        return x
 
 
 class ReluBlock(nn.Module):

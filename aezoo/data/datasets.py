@@ -95,7 +95,7 @@ class DatasetSource(Source):
             raise ValueError(
                 f"{description} yields single numbers, which look like labels only; a sample needs at least one axis"
             )
-        self.shape = tuple(x.shape)
+        self.shape, self.stored = tuple(x.shape), x.dtype
         self.has_labels = y is not None
 
     def _sample(self, i: int) -> tuple[Tensor, Any]:
@@ -167,7 +167,7 @@ class LoaderSource(Source):
             raise ValueError(
                 f"{description} yields {type(x).__name__} batches without samples; it must yield tensors (batch, ...)"
             )
-        self.shape = tuple(x.shape[1:])
+        self.shape, self.stored = tuple(x.shape[1:]), x.dtype
         self.first = x
 
     def __len__(self) -> int:

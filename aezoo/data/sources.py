@@ -27,7 +27,7 @@ class Batch(NamedTuple):
     x: Tensor
     """(B, *shape), floating point, on the device."""
     y: Tensor | None
-    """Labels (B,), or None."""
+    """Labels (B,), tables of factors (B, F), or None."""
 
 
 class Source:
@@ -36,10 +36,12 @@ class Source:
     description = ""
     shape: tuple[int, ...]
     labels: Tensor | None = None
-    class_names: Sequence[str] | None = None
+    class_names: Sequence[str] | None = None  # of the labels; of a table of factors, the first's
+    factor_names: Sequence[str] | None = None  # where labels are tables of factors (N, F)
     replay: dict[str, Any] | None = None  # keywords of `load_data` that make this source again, where that is possible
     binarize: str = "none"
     ordered = True  # whether `batches` honours a plan
+    stored: torch.dtype | None = None  # of the samples before they are scaled, where it is known
 
     def __len__(self) -> int:
         raise TypeError(f"{type(self).__name__} does not define its length")
@@ -157,7 +159,7 @@ class TensorSource(Source):
 
     def __init__(self, x: Tensor, labels: Tensor | None = None, *, binarize: str = "none", description: str = "tensor"):
         self.x, self.labels, self.description = x, labels, description
-        self.shape = tuple(x.shape[1:])
+        self.shape, self.stored = tuple(x.shape[1:]), x.dtype
         self.index: Tensor | None = None  # positions of this subset in x
         self.binarize = choice("binarize", binarize, ["none", "dynamic", "static", "threshold"])
         if labels is not None and len(labels) != len(x):

@@ -84,7 +84,7 @@ class StreamSource(Source):
     ):
         self.rows, self.description = rows, description
         self.binarize = choice("binarize", binarize, ["none", "dynamic", "static", "threshold"])
-        self.shape, self.labels = rows.shape, rows.labels
+        self.shape, self.labels, self.stored = rows.shape, rows.labels, rows.dtype
         self.block = max(1, (block_bytes or BLOCK) // rows.row_bytes)  # rows
         self.window = max(1, (window_bytes or WINDOW) // (self.block * rows.row_bytes))  # blocks
         self.index: Tensor | None = None  # rows of this subset, in the order of its positions

@@ -35,6 +35,7 @@ from .disentangling import (
     permute_dims,
 )
 from .hierarchical import gaussian_kl_between, precision_weighted
+from .images import gaussian_window, ssim, ssim_window
 from .importance import gaussian_mixture_log_prob, importance_bound, normalized_weights, path_factor
 from .masked import (
     column_cross_entropy,
@@ -118,6 +119,7 @@ __all__ = [
     "gaussian_kl_between",
     "gaussian_mixture_log_prob",
     "gaussian_nll",
+    "gaussian_window",
     "hinge_critic",
     "hinge_generator",
     "hutchinson_jacobian",
@@ -166,6 +168,8 @@ __all__ = [
     "sphere_log_area",
     "split_by_noise",
     "squared_distances",
+    "ssim",
+    "ssim_window",
     "step_above",
     "straight_through",
     "take_rows",

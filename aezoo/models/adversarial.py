@@ -90,7 +90,8 @@ class AdversarialAE(BaseAE):
         widths: hidden units of the critics.
 
     The code is (latent_dim + num_classes,): style, then class probabilities. Terms: "recon"; "adversarial", nats; "critic", nats, the
-    critics' own (in evaluation mode of weight 0: it is no aim of the model); "classes", the cross-entropy over labelled samples.
+    critics' own; "classes", the cross-entropy over labelled samples. In evaluation mode the critics' two have no weight: their opinion
+    does not compare across steps, and validation losses must.
     Metrics: "critic_accuracy", 1/2 where the critic cannot tell; "accuracy" of classes, where there are labels."""
 
     paper = "arXiv:1511.05644"
@@ -174,7 +175,7 @@ class AdversarialAE(BaseAE):
         return Pass(params, z, terms, metrics)
 
     def term_weights(self) -> dict[str, float | Tensor]:
-        return {"adversarial": self.weight, "critic": 1.0 if self.training else 0.0}
+        return {"adversarial": self.weight, "critic": 1.0} if self.training else {"adversarial": 0.0, "critic": 0.0}
 
     def classify(self, x: Tensor) -> Tensor:
         """Class probabilities, (B, *input_shape) -> (B, num_classes). Raises ValueError on a model without classes."""
@@ -201,7 +202,9 @@ class VAEGAN(VAE):
     Args (beside those of `VAE`): gamma: weight of L_l for the decoder; pixel: weight of the likelihood's own term (the paper: 0); widths:
     channels of the critic's layers.
 
-    Terms: "recon" (the likelihood's, nats), "kl", "features" (L_l, nats), "adversarial", "critic". Metric "elbo", the likelihood's."""
+    Terms: "recon" (the likelihood's, nats), "kl", "features" (L_l, nats), "adversarial", "critic". Metric "elbo", the likelihood's. In
+    evaluation mode the total is recon + beta KL whatever `pixel` is: distances in the features of a critic that learns do not compare
+    across steps, and validation losses must."""
 
     paper = "arXiv:1512.09300"
     game = True
@@ -243,8 +246,10 @@ class VAEGAN(VAE):
         return out._replace(terms=terms)
 
     def term_weights(self) -> dict[str, float | Tensor]:
-        critic = 1.0 if self.training else 0.0
-        return {**super().term_weights(), "recon": self.pixel, "features": self.gamma, "critic": critic}
+        weights = super().term_weights()
+        if not self.training:
+            return {**weights, "features": 0.0, "adversarial": 0.0, "critic": 0.0}
+        return {**weights, "recon": self.pixel, "features": self.gamma, "critic": 1.0}
 
 
 def held_features(critic: DataCritic, x: Tensor) -> Tensor:
@@ -268,7 +273,8 @@ class SoftIntroVAE(VAE):
     Args (beside those of `VAE`; `beta` weighs the KLs that are minimised): beta_neg: weight of the KL inside of the exponential; the paper
     takes values up to 1024 for images of many dims; gamma_r: weight of the decoder's reconstruction of its own samples, the paper's 1e-8.
 
-    Terms: "recon", "kl" (nats), "expelbo" (the exponential term), "fake_kl", "fake_recon" (nats). Metric "elbo"."""
+    Terms: "recon", "kl" (nats), "expelbo" (the exponential term), "fake_kl", "fake_recon" (nats). Metric "elbo". In evaluation mode the
+    total is s (recon + beta KL): how well the encoder tells false samples does not compare across steps, and validation losses must."""
 
     paper = "arXiv:2012.13253"
     weight_keywords = ("beta", "kl_warmup")
@@ -302,6 +308,8 @@ class SoftIntroVAE(VAE):
 
     def term_weights(self) -> dict[str, float | Tensor]:
         scale, kl = 1.0 / math.prod(self.input_shape), super().term_weights()["kl"]
+        if not self.training:
+            return {"recon": scale, "kl": scale * kl, "expelbo": 0.0, "fake_kl": 0.0, "fake_recon": 0.0}
         return {"recon": scale, "kl": scale * kl, "fake_kl": scale * kl, "fake_recon": scale * self.gamma_r}
 
 

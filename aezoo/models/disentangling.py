@@ -178,7 +178,8 @@ class FactorVAE(VAE):
         critic_lr: its learning rate as a multiple of the optimiser's.
 
     Terms: "recon", "kl", "tc" (nats, an estimate), "critic" (the discriminator's mean cross-entropy; log 2 where it cannot tell).
-    Metric "elbo"."""
+    Metric "elbo". In evaluation mode the discriminator's two have no weight: its estimate does not compare across steps, and validation
+    losses must."""
 
     paper = "arXiv:1802.05983"
     game = True
@@ -217,7 +218,8 @@ class FactorVAE(VAE):
         return F.binary_cross_entropy_with_logits(logits, labels)
 
     def term_weights(self) -> dict[str, float | Tensor]:
-        return {**super().term_weights(), "tc": self.gamma}
+        weights = super().term_weights()
+        return {**weights, "tc": self.gamma} if self.training else {**weights, "tc": 0.0, "critic": 0.0}
 
     def rates(self) -> dict[str, dict[str, float]]:
         return {} if self.critic_lr == 1 else {"critic.*": {"lr": self.critic_lr}}

@@ -56,9 +56,9 @@ class IAFVAE(VAE):
         return mu, fn.soft_bound(logvar, 10.0)
 
     def bend(self, z_0: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """z = f(z_0; c) and log |det df/dz_0|: (B, K), (B,)."""
+        """z = f(z_0; c) and log |det df/dz_0|: (B, K) in at least float32, (B,)."""
         z, log_det = self.flow(z_0, h.chunk(3, dim=1)[2])
-        return z.to(h.dtype), log_det
+        return z, log_det
 
     def draw(self, h: Tensor) -> tuple[Tensor, Tensor]:
         mu, logvar = self.posterior(h)
@@ -68,6 +68,6 @@ class IAFVAE(VAE):
 
     def bottleneck(self, h: Tensor, sample: bool) -> tuple[Tensor, Terms]:
         if not sample:
-            return self.bend(self.posterior(h)[0], h)[0], {}
+            return self.bend(self.posterior(h)[0], h)[0].to(h.dtype), {}
         z, log_q = self.draw(h)
-        return z, {"kl": log_q + fn.gaussian_nll(z, torch.zeros_like(z), 0.0)}
+        return z.to(h.dtype), {"kl": log_q + fn.gaussian_nll(z, torch.zeros_like(z), 0.0)}

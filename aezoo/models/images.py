@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .. import functional as fn
 from ..base import BaseAE, Pass, Spec, count, number, positive
 from ..blocks import CONV
-from ..registry import register
+from ..registry import choice, register
 from .patchgan import PatchGAN
 from .quantized import VQVAE
 from .variational import VAE
@@ -45,6 +45,8 @@ class Tokenizer(BaseAE):
         gan_start: optimiser steps after which the two begin to count.
         adaptive: the adversarial weight is multiplied by the ratio of the two gradients' norms.
         critic_widths: channels of the critic's layers, each of which halves every axis.
+        inner_dim: channels between backbone and 1x1 convolutions (for a Gaussian: of its mean, and as many of its log-variance); None:
+            latent_dim.
 
     Terms of the critic, means over patches: "critic", "adversarial", "features". Metrics: "critic_accuracy", "balance"."""
 
@@ -61,8 +63,10 @@ class Tokenizer(BaseAE):
         gan_start: int = 0,
         adaptive: bool = False,
         critic_widths: Sequence[int] = (32, 64),
+        inner_dim: int | None = None,
         **base: Any,
     ):
+        self.inner_dim = None if inner_dim is None else positive("inner_dim", inner_dim)  # the networks need it
         super().__init__(input_shape, latent_dim, **base)
         weight = number("gan_weight", gan_weight, "a number of at least 0", lambda v: 0 <= v < math.inf)
         features = number("feature_weight", feature_weight, "a number of at least 0", lambda v: 0 <= v < math.inf)
@@ -75,15 +79,13 @@ class Tokenizer(BaseAE):
             self.gan = PatchGAN(self.input_shape, weight, features, start, balanced, widths)
 
     def build_networks(self) -> None:
-        super().build_networks()
-        conv, wide = CONV[len(self.grid) - 1], self.code_params * self.latent_dim
-        self.quant_conv = conv(wide, wide, 1)
-        self.post_quant_conv = conv(self.latent_dim, self.latent_dim, 1)
-        for layer in (
-            self.quant_conv,
-            self.post_quant_conv,
-        ):  # the identity at first: a random one would shrink the code
-            nn.init.dirac_(layer.weight)
+        inner, numbers = self.inner_dim or self.latent_dim, (self.code_params, self.likelihood.num_params)
+        self.encoder, self.decoder, self.grid = self.backbone.build_grid(self.input_shape, inner, *numbers)
+        conv, params = CONV[len(self.grid) - 1], self.code_params
+        self.quant_conv = conv(params * inner, params * self.latent_dim, 1)
+        self.post_quant_conv = conv(self.latent_dim, inner, 1)
+        for layer in (self.quant_conv, self.post_quant_conv) if inner == self.latent_dim else ():
+            nn.init.dirac_(layer.weight)  # the identity at first: a random one would shrink the code
             nn.init.zeros_(layer.bias)
 
     def hidden(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -117,15 +119,16 @@ class AutoencoderKL(Tokenizer, VAE):
     Paper: Rombach et al. 2021, arXiv:2112.10752 (section 3.1 and appendix G; eq. 25). The likelihood is the paper's absolute error as a
     density, a Laplace of scale 1; both terms are sums over a sample's dims.
     Deviations: a perceptual term in the critic's own features where the paper takes LPIPS, whose network is trained elsewhere, and off by
-    default with the critic (gan_weight, feature_weight); the log-variance is bounded softly to (-30, 30), not cut; odd sizes are
-    halved upwards and cropped to on the way up.
+    default with the critic (gan_weight, feature_weight); the log-variance is bounded softly to (-30, 30) unless logvar="cut"; odd
+    sizes are halved upwards and cropped to on the way up.
 
     `backbone`: any; the default is the paper's network with fewer channels. Stable Diffusion's own is
     "resnet(widths=(128, 256, 512, 512), blocks=2, attention=True)" with latent_dim=4: 83,653,863 parameters, which have the names of
     diffusers' `AutoencoderKL`.
 
-    Args (beside those of `BaseAE`): beta, kl_warmup: as of `VAE`. gan_weight, feature_weight, gan_start, adaptive, critic_widths: see
-    `Tokenizer`. Terms: "recon", "kl", and with a critic "critic", "adversarial", "features"; metrics "elbo",
+    Args (beside those of `BaseAE`): beta, kl_warmup: as of `VAE`. gan_weight, feature_weight, gan_start, adaptive, critic_widths,
+    inner_dim: see `Tokenizer`. logvar: "soft", 30 tanh(v / 30), or "cut", to [-30, 20] as the paper's code does, with no gradient
+    beyond. Terms: "recon", "kl", and with a critic "critic", "adversarial", "features"; metrics "elbo",
     "critic_accuracy", "balance". `sample` decodes N(0, I), of which so small a KL leaves the codes far: a prior
     for them is another model's work, as in the paper."""
 
@@ -139,14 +142,16 @@ class AutoencoderKL(Tokenizer, VAE):
         backbone: Spec = "resnet(widths=(32, 64, 64), blocks=2, attention=True)",
         likelihood: Spec = "laplace(scale=1.0)",
         beta: float = 1e-6,
+        logvar: str = "soft",
         **base: Any,
     ):
         super().__init__(input_shape, latent_dim, backbone=backbone, likelihood=likelihood, beta=beta, **base)
+        self.logvar = choice("logvar", logvar, ["soft", "cut"])
 
     def posterior(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Encoder output (B, 2K, *grid) -> mu, logvar, (B, K, *grid) each."""
         mu, logvar = h.chunk(2, dim=1)
-        return mu, fn.soft_bound(logvar, 30.0)
+        return mu, fn.soft_bound(logvar, 30.0) if self.logvar == "soft" else fn.full(logvar).clamp(-30.0, 20.0)
 
 
 @register("vqgan")
@@ -158,10 +163,11 @@ class VQGAN(Tokenizer, VQVAE):
     Paper: Esser et al. 2020, arXiv:2012.09841 (eq. 4 to 7). Its sizes: latent_dim=256, num_codes=1024,
     backbone="resnet(widths=(128, 128, 256, 256, 512), blocks=2, attention=True)" for 256x256 pixels.
     Deviations: those of `vq_vae` in how the codebook learns; a perceptual term in the critic's own features in place of LPIPS;
-    balance = 1 unless adaptive=True (see `PatchGAN`; with it the paper's gan_weight is 0.8); attention, if any, on the smallest map
-    after its blocks, not between them.
+    balance = 1 unless adaptive=True (see `PatchGAN`; with it the paper's gan_weight is 0.8); attention by default on the smallest map
+    after its blocks, not between them as well (the backbone's attention_levels).
 
-    Args (beside those of `BaseAE` and `VQVAE`): gan_weight, feature_weight, gan_start, adaptive, critic_widths: see `Tokenizer`.
+    Args (beside those of `BaseAE` and `VQVAE`): gan_weight, feature_weight, gan_start, adaptive, critic_widths, inner_dim: see
+    `Tokenizer`.
     Terms: "recon", "commitment", "critic", "adversarial", "features". Metrics: "perplexity", "usage", "critic_accuracy", "balance"."""
 
     paper = "arXiv:2012.09841"

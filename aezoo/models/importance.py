@@ -5,17 +5,16 @@ Legend: B batch, K latents, M groups of k draws, n = M k; log w = log p(x, z) - 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import functional as fn
-from .. import wholebatch
 from ..base import Pass, Spec, number, positive
 from ..registry import choice, register
+from ..wholebatch import rows_per_sample
 from .variational import Variational
 
 
@@ -63,15 +62,20 @@ class IWAE(Variational):
         self.check_condition(condition, len(x))
         n = self.groups * self.k
         mu, logvar = self.posterior(self.hidden(self.corrupt(x), condition))  # (B, K) each
-        noise = torch.randn(len(x), n, self.latent_dim, dtype=mu.dtype, device=mu.device)
-        draws = mu[:, None] + torch.exp(0.5 * logvar).to(mu.dtype)[:, None] * noise  # (B, n, K)
+        mean = fn.full(mu)
+        noise = torch.randn(len(x), n, self.latent_dim, dtype=mean.dtype, device=mean.device)
+        draws = (
+            mean[:, None] + torch.exp(0.5 * logvar)[:, None] * noise
+        )  # (B, n, K), not rounded: their densities are asked for
         z = draws.flatten(0, 1)  # (B n, K): the draws of a sample lie behind each other
         with rows_per_sample(n):
-            params = self.emit(self.corrupt(z, "latent"), _each(condition, n))
+            params = self.emit(self.corrupt(z.to(mu.dtype), "latent"), _each(condition, n))
             nll = self.likelihood.nll(params, _each(x if target is None else target, n))
         if self.gradient == "dreg":  # q's parameters act through z alone
-            mu, logvar = mu.detach(), logvar.detach()
-        log_ratio = -fn.gaussian_nll(z, _each(mu, n), 0.5 * _each(logvar, n)) - self.prior.log_prob(z)  # log q - log p
+            mean, logvar = mean.detach(), logvar.detach()
+        log_ratio = -fn.gaussian_nll(z, _each(mean, n), 0.5 * _each(logvar, n)) - self.prior.log_prob(
+            z
+        )  # log q - log p
         log_w = -(nll + log_ratio).unflatten(0, (-1, self.groups, self.k))  # (B, M, k)
         if self.gradient == "dreg" and z.requires_grad:
             factor = fn.path_factor(log_w, self.beta).flatten()[:, None]
@@ -82,7 +86,7 @@ class IWAE(Variational):
             "kl": log_ratio.unflatten(0, (-1, n)).mean(1),
             "gap": elbo - bound,
         }
-        return Pass(params.unflatten(0, (-1, n))[:, 0], draws[:, 0], terms, {"iwae": bound, "elbo": elbo})
+        return Pass(params.unflatten(0, (-1, n))[:, 0], draws[:, 0].to(mu.dtype), terms, {"iwae": bound, "elbo": elbo})
 
 
 @register("miwae")
@@ -125,13 +129,3 @@ class CIWAE(IWAE):
 def _each(x: Any, n: int) -> Any:
     """(B, ...) -> (B n, ...): every row n times, one behind the other."""
     return None if x is None else x.repeat_interleave(n, 0)
-
-
-@contextmanager
-def rows_per_sample(n: int) -> Iterator[None]:
-    """Inside the block every sample has n rows, one behind the other: statistics and draws of a batch that is spread over
-    processes are those of n times as many rows."""
-    held = wholebatch._SPREAD
-    many = nullcontext() if held is None else wholebatch.spread(held.start * n, held.stop * n, held.total * n)
-    with many:
-        yield

@@ -35,7 +35,7 @@ class QuantizedAE(BaseAE):
         return "sum" if self.likelihood.density else "mean"
 
     def bottleneck(self, h: Tensor, sample: bool) -> Code:
-        z, _, terms, metrics = self.quantizer(h)
+        z, _, terms, metrics = self.quantizer.counted(h)
         return Code(z, terms, metrics)
 
     def after_step(self) -> None:
@@ -58,6 +58,12 @@ class QuantizedAE(BaseAE):
 
     def indices_of(self, h: Tensor) -> Tensor:
         return self.quantizer(h).indices
+
+    def by_codebook(self, indices: Tensor) -> dict[str, Tensor]:
+        """Indices (B, *index_shape) -> those of each codebook by its name, (B, ...): "1", "2", ... for levels, "" where there is one."""
+        if not self.quantizer.levels:
+            return {"": indices}
+        return {str(i + 1): part for i, part in enumerate(indices.unbind(-1))}
 
     def codes(self, indices: Tensor) -> Tensor:
         """Indices (B, *index_shape) -> z (B, *latent_shape)."""
@@ -112,7 +118,8 @@ class VQVAE(QuantizedAE):
     Args (beside those of `BaseAE`; latent_dim: channels of a code vector): num_codes: K. codebook: "ema" or "gradient". decay, revive,
     rotation, init: as of `quantizers.VectorQuantizer`. beta: weight of the commitment.
 
-    Terms: "commitment", and with codebook="gradient" "codebook". Metrics: "perplexity" and "usage" of the batch. `encode` returns the
+    Terms: "commitment", and with codebook="gradient" "codebook". Metrics: "perplexity" and "usage" of the batch, and in the
+    history of a training of all samples of the row or of the validation set (`figures`). `encode` returns the
     quantised code. There is no prior to sample from: `fit_prior(model, data, "autoregressive")` gives it one."""
 
     paper = "arXiv:1711.00937"

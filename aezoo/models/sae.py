@@ -15,6 +15,7 @@ from torch import Tensor
 from .. import functional as fn
 from .. import sparse_ops
 from ..base import AELoss, AEOutput, Terms, count, positive
+from ..figures import shown
 from ..registry import register
 from ..wholebatch import batch_sum, whole_batch
 from .sae_dictionary import SAE, RowDecoder, RowEncoder
@@ -182,17 +183,15 @@ class TopKSAE(LargestSAE):
     def forward(self, x: Tensor, target: Tensor | None = None, condition: Tensor | None = None) -> AEOutput:
         if isinstance(x, Tensor) and self.is_sparse(x):
             params, code, terms, metrics = self.sparse_step(x, target, condition)
-            return AEOutput(self.likelihood.mean(params), sparse_ops.dense(code), terms, metrics)
+            return AEOutput(self.likelihood.mean(params), sparse_ops.dense(code), terms, shown(metrics))
         return super().forward(x, target, condition)
 
     def loss(self, x: Tensor, target: Tensor | None = None, condition: Tensor | None = None) -> AELoss:
         """As in `BaseAE`, but the sparse step leaves the dense code out."""
-        if not (isinstance(x, Tensor) and self.is_sparse(x)):
-            return super().loss(x, target, condition)
-        _, _, terms, metrics = self.sparse_step(x, target, condition)
-        terms = {name: value.mean() for name, value in terms.items()}
-        total = terms["recon"] + AUX * terms["aux"] if self.aux_k else terms["recon"]
-        return AELoss(total, terms, {name: value.mean() for name, value in metrics.items()})
+        if isinstance(x, Tensor) and self.is_sparse(x):
+            return self.weighed(*self.sparse_step(x, target, condition)[2:])
+        out = self.propagate(x, target, condition)
+        return self.weighed(out.terms, out.metrics)
 
 
 @register("batch_topk_sae")
@@ -288,12 +287,12 @@ class MatryoshkaSAE(BatchTopKSAE):
         if not isinstance(self.decoder, RowDecoder):
             place = torch.arange(self.latent_dim, device=z.device)
             return [self.emit(z * (place < m)) for m in ends]
-        so_far, rows = self.decoder.bias.expand(len(z), -1), self.decoder.rows
+        so_far, rows = self.decoder.bias.expand(z.shape[0], -1), self.decoder.rows
         outputs = [so_far]
         for start, end in zip(ends, ends[1:]):
             so_far = so_far + z[:, start:end] @ rows[start:end]
             outputs.append(so_far)
-        return [o.reshape(len(z), *self.decoder.shape) for o in outputs]
+        return [o.reshape(z.shape[0], *self.decoder.shape) for o in outputs]
 
     def score(self, params: Tensor, z: Tensor, goal: Tensor) -> Terms:
         terms = super().score(params, z, goal)

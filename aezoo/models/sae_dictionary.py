@@ -18,7 +18,8 @@ from .. import functional as fn
 from .. import sparse_ops
 from ..backbones import Linear
 from ..base import BaseAE, Code, Pass, Spec, Terms, count, number, positive
-from ..wholebatch import batch_mean, batch_sum, whole_batch
+from ..figures import unexplained
+from ..wholebatch import batch_sum, whole_batch
 
 
 class RowDecoder(nn.Module):
@@ -42,7 +43,7 @@ class RowDecoder(nn.Module):
         return fn.across_rows(self.weight) if self.across else self.weight
 
     def forward(self, z: Tensor) -> Tensor:
-        return torch.addmm(self.bias, z, self.rows).view(len(z), *self.shape)
+        return torch.addmm(self.bias, z, self.rows).view(z.shape[0], *self.shape)
 
     def sparse(self, code: sparse_ops.SparseCode) -> Tensor:
         """The same from a sparse code."""
@@ -93,11 +94,12 @@ class SAE(BaseAE):
     backbones keep their own layers. A latent is dead if it was at 0 for the last `dead_after` samples of training; they are counted
     over the whole batch of all processes, in a buffer.
 
-    Metrics: "l0", latents above 0 per sample; "dead", fraction of all latents; "fvu", ||x - x^||^2 / ||x - mean(x)||^2 with both
-    sums over the batch and the mean that of the batch. Validation and `evaluate` average the last over batches; the figure of a
-    whole set is that of one batch that holds it."""
+    Metrics: "l0", latents above 0 per sample; "dead", fraction of all latents; "fvu", ||x - x^||^2 / ||x - mean(x)||^2, sums and mean
+    over the batch, and in the history of a training over all samples of the row or of the validation set (`figures`). `evaluate` calls
+    dead what never fires on its data."""
 
     main_metric = "fvu"
+    sparse_code = True
     idle: Tensor
 
     def __init__(
@@ -216,11 +218,7 @@ class SAE(BaseAE):
             if not torch.compiler.is_compiling():
                 self.seen += samples
             self.idle.add_(samples).masked_fill_(anywhere, 0)
-        residual = fn.full(goal) - fn.full(self.likelihood.mean(params))
-        left = batch_sum(fn.per_sample(residual.square()))
-        spread = batch_sum(fn.per_sample((fn.full(goal) - batch_mean(fn.full(goal))).square()))
-        fvu = torch.where(spread > 0, left / torch.where(spread > 0, spread, 1), 0)
-        return {"l0": l0, "dead": self.dead.float().mean(), "fvu": fvu}
+        return {"l0": l0, "dead": self.dead.float().mean(), **unexplained(self.likelihood.mean(params), goal)}
 
 
 class PenalisedSAE(SAE):

@@ -57,6 +57,7 @@ class SparseAE(BaseAE):
         weight = {"l1": 1e-4, "kl": 1e-3}[penalty] if weight is None else weight
         self.weight = number("weight", weight, "a number of at least 0", lambda v: 0 <= v < math.inf)
         self.rho = number("rho", rho, "a number between 0 and 1", lambda v: 0 < v < 1)
+        self.sparse_code = penalty == "l1"  # a sigmoid is never 0
         if penalty == "kl":
             self.register_buffer("activity", torch.zeros(self.latent_dim))  # not yet bias-corrected
             self.register_buffer("activity_weight", torch.zeros(()))
@@ -99,6 +100,7 @@ class KSparseAE(BaseAE):
             dead units); 0: none."""
 
     paper = "arXiv:1312.5663"
+    sparse_code = True
     num_steps: Tensor
 
     def __init__(
@@ -148,6 +150,7 @@ class WTAAE(BaseAE):
     sample."""
 
     paper = "arXiv:1409.2752"
+    sparse_code = True
 
     def __init__(
         self,

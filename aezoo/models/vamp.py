@@ -135,4 +135,4 @@ class VampVAE(VAE):
         if not sample:
             return self.posterior(h)[0], {}
         z, log_q = self.draw(h)
-        return z, {"kl": log_q - self.prior.log_prob(z)}
+        return z.to(h.dtype), {"kl": log_q - self.prior.log_prob(z)}

@@ -16,8 +16,10 @@ from .. import functional as fn
 from ..base import BaseAE, Code, Pass, Spec, Terms, count, number, positive
 from ..priors import StandardNormal
 from ..registry import register
+from ..wholebatch import rows_per_sample, whole_size
 
 CHUNK = 2**24  # decoded values held at once by log_prob: 64 MiB in float32
+CACHED = 2**20  # the same on a CPU, where 4 MiB stay in its cache: more than twice as fast
 
 
 class Variational(BaseAE):
@@ -45,35 +47,51 @@ class Variational(BaseAE):
         return z, {"kl": fn.gaussian_kl(mu, logvar)}
 
     def draw(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """One draw z ~ q(z|x) for each row of h, and log q(z|x): (B, *latent_shape), (B,)."""
+        """One draw z ~ q(z|x) for each row of h, and log q(z|x): (B, *latent_shape) in at least float32, (B,).
+
+        A draw that is rounded to h's precision is none of q: its densities are off by nats where q is narrow and far from 0. So
+        they are taken of this one, and what is decoded is cast afterwards."""
         mu, logvar = self.posterior(h)
-        z = mu + torch.exp(0.5 * logvar).to(mu.dtype) * torch.randn_like(mu)
-        return z, -fn.gaussian_nll(z, mu, 0.5 * logvar)
+        mean = fn.full(mu)
+        z = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
+        return z, -fn.gaussian_nll(z, mean, 0.5 * logvar)
 
     def log_prob(self, x: Tensor, n: int = 5000, condition: Tensor | None = None) -> Tensor:
         """log p(x) ~ log 1/n sum_i p(x|z_i) p(z_i) / q(z_i|x), z_i ~ q(z|x), in nats: (B, *input_shape) -> (B,) float64.
 
         A lower bound in expectation that rises to log p(x) with n (arXiv:1509.00519, eq. 8). The logsumexp runs in float64; at
-        most 2^24 decoded values are held at once (but at least one sample), and exactly n samples are drawn for each x. Uses
-        the global RNG."""
+        most 2^24 decoded values (2^20 on a CPU) are held at once (but at least one sample), and exactly n samples are drawn for each x. Uses
+        the global RNG. (`aezoo.evaluate(model, data, log_prob=n)` tells how sure the estimate is.)"""
         self.check_input(x)
         self.check_condition(condition, len(x))
         positive("n", n)
-        at_once = max(1, CHUNK // math.prod(self.input_shape))
+        at_once = _at_once(x)
         if len(x) > at_once:
             conditions = condition.split(at_once) if condition is not None else [None] * len(x)
             return torch.cat([self.log_prob(part, n, c) for part, c in zip(x.split(at_once), conditions)])
         with self.evaluating(), torch.no_grad():
             h = self.hidden(x, condition)
-            log_w = []
-            step = max(1, at_once // len(x))
-            for done in range(0, n, step):
-                s = min(step, n - done)
-                z, log_q = self.draw(_repeated(h, s))  # (s*B, ...)
-                c = None if condition is None else _repeated(condition, s)
-                log_joint = self.prior.log_prob(z) - self.likelihood.nll(self.emit(z, c), _repeated(x, s))
-                log_w.append((log_joint - log_q).view(s, len(x)).double())
-            return fn.log_mean_exp(torch.cat(log_w), 0)
+            total = torch.full((), -math.inf)
+            for s in self.draws_at_once(n, x):
+                part = torch.logsumexp(self.log_weights(x, h, s, condition), 0)
+                total = torch.logaddexp(total.to(part), part)
+            return total - math.log(n)
+
+    def draws_at_once(self, n: int, x: Tensor) -> list[int]:
+        """n draws for each x (B, *input_shape) in parts, such that no more decoded values are held at once than `log_prob` says, but
+        at least one draw. They are the same however a batch is spread."""
+        step = max(1, _at_once(x) // whole_size(len(x)))
+        return [min(step, n - done) for done in range(0, n, step)]
+
+    def log_weights(self, x: Tensor, h: Tensor, draws: int, condition: Tensor | None = None) -> Tensor:
+        """log w = log p(x|z) + log p(z) - log q(z|x) at `draws` z ~ q(z|x) of each x, nats: x (B, *input_shape), h its encoder output
+        -> (draws, B), float64 where the device has it. For evaluation mode; uses the global RNG."""
+        with rows_per_sample(draws):
+            z, log_q = self.draw(_each(h, draws))  # (B * draws, ...): those of a sample lie behind each other
+            c = None if condition is None else _each(condition, draws)
+            log_joint = self.prior.log_prob(z) - self.likelihood.nll(self.emit(z.to(h.dtype), c), _each(x, draws))
+        log_w = (log_joint - log_q).view(len(x), draws).T
+        return log_w if log_w.device.type == "mps" else log_w.double()
 
 
 @register("vae")
@@ -124,9 +142,15 @@ class VAE(Variational):
         return out._replace(metrics={**out.metrics, "elbo": -(out.terms["recon"] + out.terms["kl"])})
 
 
-def _repeated(x: Tensor, s: int) -> Tensor:
-    """(B, ...) -> (s*B, ...)."""
-    return x.repeat(s, *(1,) * (x.dim() - 1))
+def _at_once(x: Tensor) -> int:
+    """Samples like those of x (B, ...) that are decoded at once by log_prob."""
+    values = min(CHUNK, CACHED) if x.device.type == "cpu" else CHUNK
+    return max(1, values // math.prod(x.shape[1:]))
+
+
+def _each(x: Tensor, n: int) -> Tensor:
+    """(B, ...) -> (B * n, ...): every row n times, one behind the other."""
+    return x.repeat_interleave(n, 0)
 
 
 @register("beta_vae")

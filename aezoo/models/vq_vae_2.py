@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..backbones import BACKBONES
 from ..base import Code, Spec, Terms
+from ..figures import shown
 from ..quantizers import Quantized, VectorQuantizer
 from ..registry import register
 from .quantized import QuantizedAE, weight
@@ -82,16 +83,17 @@ class VQVAE2(QuantizedAE):
 
     def both(self, h: Tensor) -> tuple[Quantized, Quantized]:
         """Bottom features (B, 2C, *bottom_grid) -> the top's and the bottom's code."""
-        top = self.top_quantizer(self.top_encoder(h))
-        return top, self.quantizer(self.merge(torch.cat([h, self.from_top(top.z)[0]], 1)))
+        top = self.top_quantizer.counted(self.top_encoder(h))
+        return top, self.quantizer.counted(self.merge(torch.cat([h, self.from_top(top.z)[0]], 1)))
 
     def bottleneck(self, h: Tensor, sample: bool) -> Code:
         top, bottom = self.both(h)
         z = torch.cat([top.z.flatten(2), bottom.z.flatten(2)], 2)  # (B, C, T)
         terms: Terms = {name: term + bottom.terms[name] for name, term in top.terms.items()}
-        metrics = {name: (value + bottom.metrics[name]) / 2 for name, value in top.metrics.items()}
-        each = {"perplexity_top": top.metrics["perplexity"], "perplexity_bottom": bottom.metrics["perplexity"]}
-        return Code(z, terms, {**metrics, **each})
+        metrics = {name: (value + bottom.metrics[name]) / 2 for name, value in shown(top.metrics).items()}
+        for name, book in (("top", top), ("bottom", bottom)):
+            metrics |= {f"perplexity_{name}": book.metrics["perplexity"], f"codes.{name}": book.metrics["codes."]}
+        return Code(z, terms, metrics)
 
     def emit(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
         top, bottom = z.tensor_split([self.top_size], 2)
@@ -108,6 +110,10 @@ class VQVAE2(QuantizedAE):
     def indices_of(self, h: Tensor) -> Tensor:
         top, bottom = self.both(h)
         return torch.cat([top.indices.flatten(1), bottom.indices.flatten(1)], 1)
+
+    def by_codebook(self, indices: Tensor) -> dict[str, Tensor]:
+        top, bottom = indices.tensor_split([self.top_size], 1)
+        return {"top": top, "bottom": bottom}
 
     def codes(self, indices: Tensor) -> Tensor:
         top, bottom = indices.tensor_split([self.top_size], 1)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..figures import shown
 from ..randomness import set_seed
 from .stack import Program, Unbatchable
 
@@ -32,6 +33,7 @@ def compare(t: Together, program: Program, index: Tensor) -> None:
     t.feed(program, t.base, index, t.step_seeds(0))
     program.take()
     values = program.run().clone()
+    parts = {name: v.clone() for name, v in program.parts.items()}
     grads = {n: g.clone() for n, g in t.stack.grads.items()}
     changed = {n: b.clone() for n, b in t.stack.buffers.items()}
     t.stack.put_back(before)
@@ -47,9 +49,10 @@ def compare(t: Together, program: Program, index: Tensor) -> None:
         own = torch.autograd.grad(loss.total, trained, allow_unused=True)
         single += time.perf_counter() - began
         wanted = torch.stack(
-            [v.detach().to(values.dtype) for v in (loss.total, *loss.terms.values(), *loss.metrics.values())]
+            [v.detach().to(values.dtype) for v in (loss.total, *loss.terms.values(), *shown(loss.metrics).values())]
         )
         pairs = [(values[:, i], wanted, "values")]
+        pairs += [(v[i], loss.metrics[name], f"metric {name}") for name, v in parts.items()]
         pairs += [(grads[n][i], g, f"gradient of {n}") for n, g in zip(grads, own) if g is not None]
         pairs += [(changed[n][i], b, f"buffer {n}") for n, b in model.named_buffers()]
         size = max([float(g.norm()) for g in own if g is not None], default=0.0)

@@ -35,6 +35,7 @@ def finish(t: _Trainer, seconds: float) -> FitResult:
             last, best = t.whole(t.weights_now()), t.whole(t.best_weights or t.weights_now())
             with t.world.together():
                 if t.world.main:
+                    t.run.append()  # what waits
                     t.run.save_model(t.model.saved_config(), last, t.run.last)
                     t.run.save_model(t.model.saved_config(), best)
         except OSError as error:

@@ -59,7 +59,7 @@ class _Trainer(Setup):
                     saved = self.run.checkpoints.newest()
                 if turn and saved is not None:
                     for damaged in saved[2]:
-                        self.bar.say(f"note: {damaged}")
+                        self.bar.warn(damaged)
                     run_state.check(self, saved[0])
                     self.step = saved[0]["step"]
                     self.saved_at = (self.step, saved[0]["row_due"])
@@ -129,6 +129,7 @@ class _Trainer(Setup):
             contextlib.closing(self.bar),
             Interrupts(self.world.size > 1) as self.interrupts,
             self.hardware.applied(),
+            self.model.reporting_parts(),
             recompute,
         ):
             self.hooks.call("on_start", self)
@@ -197,7 +198,13 @@ class _Trainer(Setup):
             self.judge(row)
         self.guard.begin(self)
         if self.run is not None and self.world.main:
-            self.run.append(row)
+            try:
+                self.run.append(row)
+            except OSError as error:
+                self.bar.warn(
+                    f"the row of step {self.step:,} could not be written in {self.run.path}: {error.strerror or error}; it is "
+                    "written with the next one"
+                )
         every, now = self.asked["checkpoint_every"], time.perf_counter()
         late = not every and self.world.agree(now - self.last_save > SAVE_SECONDS)
         if self.run is not None and (due or late):
@@ -289,6 +296,7 @@ class _Trainer(Setup):
         self.interval.timed += samples
         self.model.after_step()
         self.step += 1
+        self.update.sweep(self.step)
         if self.average is not None:
             self.average.update(self.step)
         if clock:
@@ -379,11 +387,24 @@ class _Trainer(Setup):
             self.hooks.call("on_best", self, row)
         most = self.asked["top_k"]
         if self.run is not None and most > 1:
-            self.top = sorted([*self.top, (loss, self.step)])[:most]
-            if any(step == self.step for _, step in self.top):
-                weights = self.whole(self.weights_now())
-                if self.world.main:
-                    self.run.keep_top(self.top, self.model.saved_config(), weights)
+            top = sorted([*self.top, (loss, self.step)])[:most]
+            if any(step == self.step for _, step in top) and self._keep_top(top):
+                self.top = top
+
+    def _keep_top(self, top: list[tuple[float, int]]) -> bool:
+        """Saves the model of this step as one of the best; False, and the others stay, if there is no room."""
+        assert self.run is not None
+        weights, full = self.whole(self.weights_now()), 0
+        if self.world.main:
+            try:
+                self.run.keep_top(top, self.model.saved_config(), weights)
+            except OSError as error:
+                full = 1
+                self.bar.warn(
+                    f"the model of step {self.step:,} could not be saved in {self.run.path / 'top'}: "
+                    f"{error.strerror or error}; those before it stay, and the run goes on"
+                )
+        return not self.world.agree(full)
 
     def weights_now(self) -> dict[str, Tensor]:
         """The state dict, with the averaged weights where there is an average; this process's rows where weights are cut."""
@@ -421,7 +442,7 @@ class _Trainer(Setup):
             why = f"step {self.step:,} could not be saved in {self.run.path}: {error.strerror or error}"
             if must:
                 raise OSError(f"{why}; the checkpoints before it are untouched") from error
-            self.bar.say(f"note: {why}; the checkpoints before it are untouched, and the run goes on")
+            self.bar.warn(f"{why}; the checkpoints before it are untouched, and the run goes on")
             return
         self.saved_at = (self.step, self.row_due)
         self.hooks.call("on_save", self, path)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..base import AELoss, BaseAE
+from ..figures import averaged, is_part, shown
 from ..randomness import set_seed
 from .batched import Batched, Draw
 from .hardware import Hardware
@@ -76,7 +77,7 @@ class Program:
     """Loss, logged values and gradients of all models for batches of one size, in training or in evaluation mode.
 
     `x` (M, B, *input_shape) and `draws` are inputs, `weights` (terms, M) those of the terms in each model's total;
-    `values` (V, M) are the outputs, named by `names`; gradients go to the stack."""
+    `values` (V, M), named by `names`, and `parts` of figures, (M, ...) each, are the outputs; gradients go to the stack."""
 
     def __init__(self, stack: Stack, template: BaseAE, x: Tensor, hardware: Hardware, training: bool):
         self.stack, self.template, self.hardware = stack, template, hardware
@@ -92,6 +93,7 @@ class Program:
         self.weights = torch.ones(0)
         self.last_weights: list[Any] = []
         self.values = torch.zeros(0)
+        self.parts: dict[str, Tensor] = {}
         self.tape = Tape()
         before = stack.copies()
         try:
@@ -135,19 +137,22 @@ class Program:
             for (held, key, _), t in zip(self.slots, kept):
                 held[key] = t
 
-    def _one(self, tensors: dict[str, Tensor], x: Tensor, draws: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """One model's terms and metrics, means over its batch; seen by `vmap`."""
+    def _one(
+        self, tensors: dict[str, Tensor], x: Tensor, draws: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor]]:
+        """One model's terms, metrics and parts of figures, means over its batch; seen by `vmap`."""
         for held, key, name in self.slots:
             held[key] = tensors[name]
         with Batched(draws):
             if type(self.template).loss is BaseAE.loss:
-                out = self.template(x)
-                terms, metrics = ({k: v.mean() for k, v in part.items()} for part in (out.terms, out.metrics))
+                out = self.template.scored(x)
+                terms, metrics = {k: v.mean() for k, v in out.terms.items()}, averaged(out.metrics)
             else:
                 loss: AELoss = self.template.loss(x)
                 terms, metrics = loss.terms, loss.metrics
-        self.term_names, self.names = list(terms), ["loss", *terms, *metrics]
-        return list(terms.values()), list(metrics.values())
+        watched = shown(metrics)
+        self.term_names, self.names = list(terms), ["loss", *terms, *watched]
+        return list(terms.values()), list(watched.values()), {k: v for k, v in metrics.items() if is_part(k)}
 
     def _record(self) -> None:
         trained = {n: t.detach().requires_grad_(self.training) for n, t in self.stack.trained.items()}
@@ -156,7 +161,7 @@ class Program:
         batched = torch.func.vmap(self._one, randomness="error")
         with torch.enable_grad() if self.training else torch.no_grad():
             with self.hardware.autocast(), self.tape:
-                terms, metrics = batched(tensors, self.x, self.draws)
+                terms, metrics, self.parts = batched(tensors, self.x, self.draws)
             self.weights = torch.ones(len(terms), count, device=self.x.device, dtype=terms[0].dtype)
             with self.tape:
                 stacked = torch.stack(terms)
@@ -169,7 +174,7 @@ class Program:
                         torch._foreach_copy_([place for place, _ in held], [g for _, g in held])
                 parts = [v.detach().to(totals.dtype) for v in (totals, *terms, *metrics)]
                 self.values = torch.stack(parts)
-        self.tape.finish([self.values], rarely=[self.weights])
+        self.tape.finish([self.values, *self.parts.values()], rarely=[self.weights])
         self.unused = [n for n, g in zip(trained, grads) if g is None] if self.training else []
 
     def draw(self, i: int, generator: torch.Generator) -> None:

@@ -46,7 +46,8 @@ def collect(t: _Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors = {f"model.{k}": v for k, v in t.held.state_dict().items()}
     optimizer, rest = optimizer_tensors(t.optimizer)
     tensors |= {f"optimizer.{k}": v for k, v in optimizer.items()}
-    tensors |= {f"sums.{k}": v for k, v in (t.interval.sums if t.world.size == 1 else t.interval.totals()).items()}
+    sums = t.interval.state()
+    tensors |= {f"sums.{k}": v for k, v in sums.items()}
     if t.average is not None:
         tensors |= {f"average.{k}": v for k, v in t.average.state().items()}
     if t.best_weights is not None:
@@ -70,7 +71,7 @@ def collect(t: _Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "stale": t.stale,
         "patience_best": t.patience_best if math.isfinite(t.patience_best) else None,
         "plateau": [t.plateau, t.plateau_stale],
-        "interval": [t.interval.samples, list(t.interval.sums)],
+        "interval": [t.interval.samples, list(sums)],
         "guard": t.guard.state(),
     }
     return tensors, state

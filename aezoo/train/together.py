@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..base import BaseAE
 from ..data import load_data
 from ..data.sources import TensorSource, floats
+from ..figures import folded, wide
 from ..randomness import batches_of, mix_seed
 from .arguments import batches_for, notes
 from .average import Average
@@ -127,7 +128,9 @@ class Together:
         self.stack = Stack(self.models)
         bar: Any = None
         try:
-            with self.hardware.applied(), contextlib.closing(self.bar):
+            with self.hardware.applied(), contextlib.closing(self.bar), contextlib.ExitStack() as reporting:
+                for m in (self.template, *self.models):
+                    reporting.enter_context(m.reporting_parts())
                 self._prepare()
                 self.runs = open_folders(self)
                 self.bar.say(
@@ -236,6 +239,7 @@ class Together:
                 ready = self._ahead(plan[number + 1], self.step + 1)
             values = program.run()
             self.sums.add_(values, alpha=index.shape[1])
+            add_parts(self.parts, program.parts, index.shape[1])
             self.samples += index.shape[1]
             self.factor = lr_factor(a["schedule"], self.step, self.total, a["warmup"])
             self.moves.step(self.factor)
@@ -258,10 +262,11 @@ class Together:
     def _start_interval(self) -> None:
         program = next(iter(self.programs.values()))
         self.sums, self.samples, self.began = torch.zeros_like(program.values), 0, time.perf_counter()
+        self.parts: dict[str, Tensor] = {}
 
     def _row(self, names: list[str], ends: bool, on_row: Callable[[int, dict[str, Any]], Any]) -> None:
         """Log, validate, judge."""
-        means = (self.sums.double() / self.samples).t().tolist()  # M rows of V numbers
+        means = means_of(names, self.sums, self.parts, self.samples)
         seconds = time.perf_counter() - self.began
         speed = {"samples_per_s": round(self.samples / max(seconds, 1e-9), 1), "seconds": round(seconds, 3)}
         finite = torch.stack([t.isfinite().flatten(1).all(1) for t in self.stack.trained.values()]).all(0).tolist()
@@ -273,7 +278,7 @@ class Together:
                     continue
                 lr = self.each[i]["lr"] * self.plateaus[i] * self.factor
                 row: dict[str, Any] = {"epoch": (self.step - 1) // self.per_epoch + 1, "step": self.step, "lr": lr}
-                row |= dict(zip(names, means[i]))
+                row |= means[i]
                 if held is not None:
                     row |= {f"val_{k}": v for k, v in held[i].items()}
                 if not finite[i] or not all(math.isfinite(v) for v in row.values()):
@@ -284,13 +289,22 @@ class Together:
                 if held is not None or not self.vals:
                     better += [i] if self._judge(i, row) else []
                 if self.runs:
-                    self.runs[i].append(row)
+                    self._write_row(self.runs[i], row)
                 on_row(i, row)
             self._keep(self.best, better)
         self._keep(self.kept, [i for i in range(len(self.models)) if self.stopped.get(i) != "not finite"])
         self._start_interval()
         for m in self.models:
             m.train()
+
+    def _write_row(self, run: RunFolder, row: dict[str, Any]) -> None:
+        try:
+            run.append(row)
+        except OSError as error:
+            self.bar.warn(
+                f"the row of step {self.step:,} could not be written in {run.path}: {error.strerror or error}; it is written "
+                "with the next one"
+            )
 
     @torch.no_grad()
     def _keep(self, copies: dict[str, Tensor], chosen: list[int]) -> None:
@@ -345,14 +359,16 @@ class Together:
         whole = torch.arange(count, device=self.device)
         index = torch.stack([whole if v.index is None else v.index for v in self.vals])
         sums: Tensor | None = None
+        parts: dict[str, Tensor] = {}
         for part in index.split(2 * self.batch_size, dim=1):
             program = self._program(part.shape[1], False)
             self.feed(program, source, part, None)
             program.take()
             values = program.run() * part.shape[1]
             sums = values if sums is None else sums.add_(values)
+            add_parts(parts, program.parts, part.shape[1])
         assert sums is not None
-        return [dict(zip(program.names, column)) for column in (sums.double() / count).t().tolist()]
+        return means_of(program.names, sums, parts, count)
 
     def _finish(self, seconds: float) -> list[FitResult]:
         self.stack.put_back(self.best)
@@ -362,12 +378,28 @@ class Together:
             speeds = sorted(row["samples_per_s"] for row in self.rows[i]) or [0.0]
             folder = self.runs[i].path if self.runs else None
             if self.runs:
+                self.runs[i].append()  # what waits
                 self.runs[i].save_model(m.saved_config(), m.state_dict())
             stopped = self.stopped.get(i, "finished")
             results.append(
                 FitResult(m, self.rows[i], self.best_rows[i], stopped, seconds, speeds[len(speeds) // 2], folder)
             )
         return results
+
+
+def add_parts(sums: dict[str, Tensor], parts: dict[str, Tensor], samples: int) -> None:
+    """Adds `samples` times the parts of figures, (M, ...) each, in float64."""
+    for name, value in parts.items():
+        if name not in sums:
+            sums[name] = torch.zeros_like(wide(value))
+        sums[name].add_(value, alpha=samples)
+
+
+def means_of(names: Sequence[str], sums: Tensor, parts: dict[str, Tensor], samples: int) -> list[dict[str, float]]:
+    """What each model logs, from sums (V, M) and (M, ...) over as many samples."""
+    values = (sums.double() / samples).t().cpu()
+    shares = {name: value.cpu() / samples for name, value in parts.items()}
+    return [folded({**dict(zip(names, row)), **{k: v[i] for k, v in shares.items()}}) for i, row in enumerate(values)]
 
 
 def _short(error: BaseException) -> str:

@@ -18,6 +18,9 @@ Exchange = Callable[[Tensor], Tensor]
 
 SKIPS = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)  # fused, these honour `found_inf`
 
+SWEEP = 64  # steps between two looks for numbers that have decayed to nothing
+TINY = 1e-30  # float32 is normal down to 1.2e-38, which 0.9^t reaches from here in 175 steps
+
 
 class Update:
     """Checks, clips, steps.
@@ -87,6 +90,19 @@ class Update:
         for k, v in optimizer_tensors(self.optimizer)[0].items():
             was = before[k] if k in before else torch.zeros_like(v)
             v.copy_(torch.where(self.bad.to(v.device) > 0, was, v))
+
+    def sweep(self, step: int) -> None:
+        """Every `SWEEP` steps, on the CPU: what has decayed below `TINY` in the optimiser's state becomes 0.
+
+        The momentum of a weight that no longer gets a gradient (a unit that is dead, a pixel that is always black) shrinks by beta1 a
+        step and is a subnormal number some 800 steps later, with which the CPU computes so slowly that all training takes a
+        third longer. Nothing that matters is lost: an update of lr * TINY / eps changes no weight."""
+        if step % SWEEP or self.device.type != "cpu" or self.optimizer.defaults.get("eps", 1.0) < 1e-12:
+            return
+        for state in self.optimizer.state.values():
+            for value in state.values():
+                if isinstance(value, Tensor) and value.dim() and value.dtype == torch.float32:
+                    torch.hardshrink(value, TINY, out=value)
 
     def forget(self) -> None:
         """The optimiser's state was replaced: look at it again before the next step."""
