@@ -1,6 +1,8 @@
 """Files of a run that are damaged, foreign or hostile: at whatever byte, in whatever order they were written."""
 
 import json
+import os
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -156,3 +158,113 @@ def test_an_npz_that_unpacks_to_too_much(tmp_path, monkeypatch):
         aezoo.load_data(tmp_path / "huge.npz")
     np.savez(path, x=np.zeros((2**21, 1), np.uint8))  # as large, not packed: as many bytes as it says
     assert len(aezoo.load_data(path)) == 2**21
+
+
+# ------------------------------------------------------------------------------------------------- in which order it is written
+
+
+def some(step):
+    """A small checkpoint: (tensors, state)."""
+    return {"model.w": torch.full((50,), float(step))}, {**dict.fromkeys(checkpoints.KEYS, 0), "step": step}
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """What the system is told, in order: ("fsync" | "replace" | "rename", names of the files)."""
+    events, opened = [], {}
+    originals = {name: getattr(os, name) for name in ("open", "fsync", "replace", "rename")}
+
+    def short(path):
+        return re.sub(r"\.\d+(\.tmp)?$", r"\1", Path(path).name)  # without the process's number
+
+    def opening(path, *args, **kwargs):
+        handle = originals["open"](path, *args, **kwargs)
+        opened[handle] = path
+        return handle
+
+    def syncing(handle):
+        originals["fsync"](handle)
+        events.append(("fsync", short(opened[handle])))
+
+    def moving(name):
+        def move(a, b):
+            originals[name](a, b)
+            events.append((name, short(a), short(b)))
+
+        return move
+
+    for name, function in {"open": opening, "fsync": syncing, "replace": moving("replace"), "rename": moving("rename")}.items():  # fmt: skip
+        monkeypatch.setattr(os, name, function)
+    return events
+
+
+def test_each_file_is_on_the_disk_before_its_name_and_the_manifest_is_the_last(tmp_path, told):
+    there = checkpoints.Checkpoints(tmp_path / "checkpoints")
+    there.write(7, *some(7))
+    expected = [("fsync", tmp_path.name)]  # that there is a folder for checkpoints
+    for name in ("state.safetensors", "state.json", "manifest.json"):
+        expected += [("fsync", f".{name}.tmp"), ("replace", f".{name}.tmp", name), ("fsync", ".step-000000007")]
+    expected += [("rename", ".step-000000007", "step-000000007"), ("fsync", "checkpoints")]
+    assert told == expected
+    told.clear()
+    there.write(8, *some(8))
+    assert told[0] == ("fsync", ".state.safetensors.tmp") and told[-1] == ("fsync", "checkpoints")
+
+
+def test_the_oldest_goes_only_when_the_newest_is_there(tmp_path, told, monkeypatch):
+    remove = shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **more: (told.append(("remove", Path(path).name)), remove(path, **more)))  # fmt: skip
+    there = checkpoints.Checkpoints(tmp_path / "checkpoints")
+    for step in (1, 2, 3):
+        there.write(step, *some(step))
+    assert [e for e in told if e[0] in ("rename", "remove")][-2:] == [
+        ("rename", ".step-000000003", "step-000000003"), ("remove", "step-000000001"),
+    ]  # fmt: skip
+    assert told[-2:] == [("fsync", "checkpoints"), ("remove", "step-000000001")]
+
+
+def test_any_file_may_be_damaged_at_any_stage_of_writing(tmp_path, monkeypatch):
+    """The folder as it is between any two calls that write, with each of its files truncated, flipped or gone in turn: there
+    is always an intact checkpoint, and the next one can be written."""
+    folder, stages = tmp_path / "checkpoints", []
+    there = checkpoints.Checkpoints(folder)
+    there.write(1, *some(1))
+    there.write(2, *some(2))
+
+    def copy():
+        stages.append(tmp_path / f"stage-{len(stages)}")
+        shutil.copytree(folder, stages[-1])
+
+    def around(owner, name):
+        original = getattr(owner, name)
+
+        def call(*args, **kwargs):
+            result = original(*args, **kwargs)
+            copy()
+            return result
+
+        monkeypatch.setattr(owner, name, call)
+
+    for owner, name in ((os, "fsync"), (os, "replace"), (os, "rename"), (shutil, "rmtree")):
+        around(owner, name)
+    copy()
+    there.write(3, *some(3))
+    monkeypatch.undo()
+    assert len(stages) == 1 + 3 * 3 + 2 + 1
+    seen = set()
+    for stage in stages:
+        newest = max(p.name for p in stage.iterdir() if p.name.startswith("step-"))
+        for name in sorted(str(p.relative_to(stage)) for p in stage.rglob("*") if p.is_file()):
+            for how in ("flip", "missing", "50"):
+                work = tmp_path / "work"
+                shutil.copytree(stage, work)
+                damage(work / name, how)
+                state, tensors, passed = checkpoints.Checkpoints(work).newest()
+                assert torch.equal(tensors["model.w"], some(state["step"])[0]["model.w"])
+                assert bool(passed) == name.startswith(newest), (stage, name, how)
+                seen.add((state["step"], bool(passed)))
+                if how == "50":
+                    checkpoints.Checkpoints(work).write(4, *some(4))
+                    assert checkpoints.Checkpoints(work).newest()[0]["step"] == 4
+                shutil.rmtree(work)
+    assert seen == {(1, True), (2, False), (2, True), (3, False)}

@@ -50,6 +50,7 @@ def finish(t: _Trainer, seconds: float) -> FitResult:
     t.model.eval()
     if failed is not None:
         raise failed
+    t.interrupts.at_once()
     speeds = sorted(row["samples_per_s"] for row in t.rows if "samples_per_s" in row) or [0.0]
     result = FitResult(
         t.model,

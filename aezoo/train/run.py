@@ -29,6 +29,28 @@ from .checkpoints import Checkpoints
 TIMES = ("samples_per_s", "seconds")  # of a row: what differs between two runs of the same configuration
 
 
+def lock(folder: Path) -> int | None:
+    """One process a folder; the lock goes with the process, however it ends, or with the handle that this returns.
+
+    Raises ValueError if another process has it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        pid = os.read(handle, 32).decode(errors="replace").strip()
+        os.close(handle)
+        raise ValueError(
+            f"out={str(folder)!r} is in use by another process{f' ({pid})' if pid else ''}; wait for it, or choose another folder"
+        ) from None
+    os.truncate(handle, 0)
+    os.write(handle, str(os.getpid()).encode())
+    return handle
+
+
 class RunFolder:
     """Raises ValueError, before any training, if the folder cannot be written, is in use or holds another run."""
 
@@ -49,7 +71,7 @@ class RunFolder:
             raise ValueError(
                 f"cannot write to out={str(path)!r}: {error.strerror or error}; choose another folder"
             ) from None
-        self._lock()
+        self.lock = lock(self.path)
         try:
             links = [p.name for p in self.path.iterdir() if p.is_symlink()]
             if links:
@@ -68,25 +90,6 @@ class RunFolder:
         except ValueError:
             self.close()
             raise
-
-    def _lock(self) -> None:
-        """One process a folder; the lock goes with the process, however it ends."""
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            return
-        handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            pid = os.read(handle, 32).decode(errors="replace").strip()
-            os.close(handle)
-            raise ValueError(
-                f"out={str(self.path)!r} is in use by another process{f' ({pid})' if pid else ''}; wait for it, or choose another folder"
-            ) from None
-        os.truncate(handle, 0)
-        os.write(handle, str(os.getpid()).encode())
-        self.lock = handle
 
     def close(self) -> None:
         """Gives the lock back."""
