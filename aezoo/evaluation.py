@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +12,6 @@ from .base import BaseAE, positive
 from .data import load_data
 from .metrics import METRICS, Subject, chosen
 from .metrics.base import Mean
-from .metrics.bounds import DRAWS
-from .metrics.choosing import names_in
 from .randomness import checked_seed, forked_rng, set_seed
 from .train.hardware import decide
 
@@ -30,6 +28,7 @@ def evaluate(
     seed: int = 0,
     log_prob: int = 0,
     samples: int | None = None,
+    features: str | Callable[[torch.Tensor], Any] = "pixels",
     train: Any = None,
     progress: bool = True,
 ) -> Report:
@@ -41,11 +40,13 @@ def evaluate(
             loss and its terms as in training ("recon", "kl", ...; nats per sample for densities), "elbo" on models with one; mse,
             squared_error, psnr, ssim, fvu of reconstructions; bits_per_dim, log_prob of densities; active_units, mutual_information, mmd
             of posteriors; codebook (perplexity and usage); l0, dead of sparse codes; linear_probe, knn, kmeans (labels); mig, sap,
-            dci, factor_vae (a table of factors as labels).
+            dci, factor_vae (a table of factors as labels); frechet_distance, precision_recall of samples from the model.
         batch_size: samples taken at once, at most 512. Figures do not depend on it, but for what a model itself defines over a batch.
         seed: of all draws. Each sample's draws depend on it and on the sample's position, not on what else is asked for.
         log_prob: draws of the importance-sampled log-likelihood (0: not unless it is named, then 5000).
         samples: draws from the prior for metrics that compare with it; by default one for each sample.
+        features: what samples are compared by in frechet_distance and precision_recall: "pixels", "fashion" (a small classifier of
+            clothes), "inception" (if its weights are on this disk), or a function (N, *shape) -> (N, K).
         train: what the model was trained on, with labels, to which probes are fitted; by default to a half of `data`.
         progress: a bar, if it takes more than two seconds.
 
@@ -79,12 +80,13 @@ def evaluate(
             seed=seed,
             log_prob=log_prob or 0,
             samples=samples,
+            features=features,
             train=None if train is None else lambda: load_data(train).reshaped(model.input_shape).to(hardware.device),
             tick=bar.update,
         )
-        if metrics is not None and log_prob:
-            metrics = [*names_in(metrics), "log_prob"]
         wanted = chosen(metrics, subject)
+        if log_prob and "log_prob" not in wanted:  # then it is the only one that was refused
+            wanted |= chosen("log_prob", subject)
         with bar:
             return _report(subject, wanted, batch_size, bar)
 
@@ -129,15 +131,14 @@ def _bar(total: int, progress: bool) -> Any:
 
 
 def table(metrics: Report) -> str:
-    """The figures as lines of text: mean ± standard error, number of samples, unit."""
+    """The figures as lines of text: the number of samples, then mean ± standard error, samples and unit of each figure."""
     rows = [("", "mean", "± stderr", "n", "unit")]
     for name, value in metrics.items():
         if name != "samples":
             error = "" if math.isnan(value["stderr"]) else f"± {value['stderr']:.2g}"
             rows.append((name, f"{value['mean']:.6g}", error, f"{value['samples']:,}", value["unit"]))
-    wide = [max(len(row[i]) for row in rows) for i in range(5)]
-    lines = [f"{a:<{wide[0]}}  {b:>{wide[1]}}  {c:<{wide[2]}}  {d:>{wide[3]}}  {e}".rstrip() for a, b, c, d, e in rows]
-    return "\n".join(lines)
-
-
-__all__ = ["DRAWS", "evaluate", "table"]
+    wide = [max(least, *(len(row[i]) for row in rows)) for i, least in enumerate((16, 12, 9, 6, 0))]
+    lines = [
+        f"{a:<{wide[0]}}{b:>{wide[1] + 2}}  {c:<{wide[2]}}  {d:>{wide[3]}}  {e}".rstrip() for a, b, c, d, e in rows
+    ]
+    return "\n".join([f"{'samples':<{wide[0]}}{metrics['samples']['mean']:>{wide[1] + 2}.0f}", *lines])

@@ -1,8 +1,9 @@
 """What the decoder's output means, and what a reconstruction costs.
 
 Two kinds, never to be mixed up:
-- **densities** (gaussian, laplace, bernoulli, continuous_bernoulli): -log p(x|z) in nats, *summed* over a sample's dims;
-- **plain losses** (mse, l1, huber, bce): the textbook's *mean* over a sample's dims. They are no densities, so models with a KL
+- **densities** (gaussian, laplace, bernoulli, continuous_bernoulli, logistic_mixture): -log p(x|z) in nats, *summed* over a sample's
+  dims;
+- **plain losses** (mse, l1, huber, bce, ms_ssim): the textbook's *mean* over a sample's dims. They are no densities, so models with a KL
   term refuse them: a mean beside a sum silently multiplies beta by D.
 
 Legend: B batch, P numbers the decoder emits per data element, params (B, P, *input_shape), x (B, *input_shape), mask (B, *input_shape),
@@ -45,6 +46,7 @@ class Likelihood(nn.Module, metaclass=Recorded):
     num_params = 1  # P
     support: tuple[float, float] | None = None  # range that x must keep
     instead = ""  # for a plain loss: the density that is meant where a bound needs one
+    elementwise = True  # each entry is scored by itself: entries can be left out, and patches scored alone
 
     @property
     def units(self) -> str:
@@ -143,6 +145,41 @@ class BCE(_Plain):
 
     def nll(self, params: Tensor, x: Tensor) -> Tensor:
         return fn.bernoulli_nll(x, first(params)) / (x.numel() // len(x))
+
+    def mean(self, params: Tensor) -> Tensor:
+        return torch.sigmoid(first(params))
+
+
+@LIKELIHOODS.register("ms_ssim")
+class MSSSIM(_Plain):
+    """1 - MS-SSIM(x, x^), 0 for equal pictures, 1 for ones that have nothing in common (`functional.ms_ssim`). x in [0, 1].
+
+    Papers: Wang, Simoncelli & Bovik 2003 for the index, Snell et al. 2017, arXiv:1511.06409, for autoencoders trained on it. Takes
+    samples with axes besides the channels: (C, T), (C, H, W), (C, D, H, W). `window`: edge of the Gaussian window, odd. The index hardly
+    sees what is the same everywhere: a flat shift of a bright picture costs next to nothing.
+
+    Raises ValueError for vectors, which have no neighbourhood."""
+
+    support = (0.0, 1.0)
+    instead = "gaussian or laplace"
+    elementwise = False
+
+    def __init__(self, window: int = 11):
+        super().__init__()
+        if isinstance(window, bool) or not isinstance(window, int) or window < 3 or window % 2 == 0:
+            raise ValueError(f"ms_ssim: window={window!r} must be an odd integer of at least 3")
+        self.window = window
+
+    def nll(self, params: Tensor, x: Tensor) -> Tensor:
+        if x.dim() < 3:
+            raise ValueError(
+                f"likelihood 'ms_ssim' compares pictures, with axes besides the channels; a sample here has shape "
+                f"{tuple(x.shape[1:])}: take likelihood='mse'"
+            )
+        return 1 - fn.ms_ssim(self.mean(params), x, window=self.window)
+
+    def elements(self, params: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+        raise ValueError("likelihood 'ms_ssim' scores whole pictures, not entry by entry: take likelihood='mse'")
 
     def mean(self, params: Tensor) -> Tensor:
         return torch.sigmoid(first(params))
@@ -343,4 +380,51 @@ class ContinuousBernoulli(Likelihood):
         u = _uniform(logits, generator)
         small = logits.abs() < 1e-3  # there the distribution is uniform to first order
         safe = torch.where(small, torch.ones_like(logits), logits)
-        return torch.where(small, u, torch.log1p(u * torch.expm1(safe)) / safe).clamp(0, 1)
+        steep = safe.abs()  # drawn from the end where the density is largest, so that no exp overflows
+        distance = -torch.log1p(u * torch.expm1(-steep)) / steep
+        return torch.where(small, u, torch.where(safe < 0, distance, 1 - distance)).clamp(0, 1)
+
+
+@LIKELIHOODS.register("logistic_mixture")
+class LogisticMixture(Likelihood):
+    """-log P(x) of 8-bit values under a mixture of logistics that is rounded to their grid, nats per sample, x in [0, 1]: a
+    probability and no density, so that nats / (D ln 2) are bits per dim (arXiv:1701.05517, eq. 1 and 2).
+
+    The decoder emits 3 `components` numbers for each element: means (from evenly spread starts in [0, 1]), log-scales (softly within
+    (-8, 4)), logits. `mean` is that of the logistics cut to [0, 1], `sample` draws values of the grid. Deviation from the paper: the
+    channels of a pixel are independent given z, each with a mixture of its own.
+
+    `components`: the paper finds 5 enough. `levels`: values of the grid k / (levels - 1); x is taken to the nearest of them."""
+
+    support = (0.0, 1.0)
+
+    def __init__(self, components: int = 5, levels: int = 256):
+        super().__init__()
+        for word, value, least in (("components", components, 1), ("levels", levels, 2)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"logistic_mixture: {word}={value!r} must be an integer of at least {least}")
+        self.components, self.levels = components, levels
+        self.num_params = 3 * components
+
+    def _mixture(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, 3M, ...) -> means, log-scales, logits, (B, M, ...) each."""
+        means, log_scales, logits = fn.full(params).chunk(3, 1)
+        m = self.components
+        starts = (torch.arange(m, dtype=means.dtype, device=means.device) + 0.5) / m
+        return means + starts.view(1, -1, *(1,) * (means.dim() - 2)), fn.soft_bound(log_scales, 6.0) - 2, logits
+
+    def nll(self, params: Tensor, x: Tensor) -> Tensor:
+        return fn.discretized_logistic_mixture_nll(x, *self._mixture(params), self.levels)
+
+    def mean(self, params: Tensor) -> Tensor:
+        return fn.logistic_mixture_mean(*self._mixture(params)).to(params.dtype)
+
+    def sample(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        means, log_scales, logits = self._mixture(params)
+        tiny = torch.finfo(means.dtype).tiny
+        gumbel = -torch.log(-torch.log(_uniform(means, generator).clamp(tiny, 1 - 1e-7)))
+        chosen = (logits + gumbel).argmax(1, keepdim=True)
+        means, log_scales = (t.gather(1, chosen).squeeze(1) for t in (means, log_scales))
+        u = _uniform(means, generator).clamp(1e-7, 1 - 1e-7)
+        y = means + log_scales.exp() * torch.logit(u)
+        return (torch.round(y.clamp(0, 1) * (self.levels - 1)) / (self.levels - 1)).to(params.dtype)

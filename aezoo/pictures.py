@@ -223,10 +223,14 @@ def curves(path: Path, rows: Sequence[dict[str, Any]], units: str) -> Path:
 
 
 def latent_map(path: Path, z: Tensor, labels: Tensor | None, class_names: Sequence[str] | None) -> Path:
-    """The codes in two dimensions: as they are if there are two, else on their first two principal components."""
+    """The codes in two dimensions: as they are if there are two, else on their first two principal components.
+
+    Colours are labels (N,), or the first column of a table of whole-numbered factors (N, F)."""
     z = z.detach().double().cpu().flatten(1)
+    if labels is not None and labels.dim() == 2 and not labels.is_floating_point():
+        labels = labels[:, 0]
     if labels is not None and (labels.dim() != 1 or len(labels) != len(z)):
-        labels = None  # several labels a sample: no one colour
+        labels = None  # vectors: no one colour
     if z.shape[1] == 1:
         points, axes, title = torch.cat([z, torch.zeros_like(z)], 1), ("z1", ""), "latent space"
     elif z.shape[1] == 2:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +35,12 @@ from .wholebatch import batch_axis, batch_sum, whole_batch
 
 FINEST = 256  # levels of one channel that the margin of `fsq_bound` allows
 MOST_BITS = 20  # of a lookup-free code, whose usage is counted code by code
+
+
+def full_precision(like: Tensor) -> AbstractContextManager[Any]:
+    """No autocast inside the block; nothing at all in an exported program, which holds none."""
+    exporting = torch.compiler.is_exporting()
+    return nullcontext() if exporting else torch.autocast(like.device.type, enabled=False)
 
 
 class Quantized(NamedTuple):
@@ -81,17 +88,17 @@ class Quantizer(nn.Module):
         if z.dim() < 2 or z.shape[1] != self.dim:
             raise ValueError(f"z has shape {tuple(z.shape)}; this quantiser takes (batch, {self.dim}, *grid)")
         rows = fn.full(z).reshape(*z.shape[:2], -1).movedim(1, 2).contiguous()  # (B, C, *grid) -> (B, T, C)
-        with torch.autocast(z.device.type, enabled=False):
+        with full_precision(z):
             q, indices, terms, counts = self.quantize(rows)
             metrics = used(counts, len(z))
         z_q = q.movedim(2, 1).reshape(z.shape).to(z.dtype)
-        return Quantized(z_q, indices.reshape(len(z), *z.shape[2:], *indices.shape[2:]), terms, metrics)
+        return Quantized(z_q, indices.reshape(z.shape[0], *z.shape[2:], *indices.shape[2:]), terms, metrics)
 
     def codes(self, indices: Tensor) -> Tensor:
         """The code of these indices: (B, *grid[, levels]) -> (B, C, *grid), in at least float32."""
         grid = indices.shape[1:-1] if self.levels else indices.shape[1:]
         flat = indices.reshape(len(indices), math.prod(grid), *indices.shape[len(grid) + 1 :])
-        with torch.autocast(indices.device.type, enabled=False):
+        with full_precision(indices):
             rows = self.vectors(flat)
         return rows.movedim(2, 1).reshape(len(indices), self.dim, *grid)
 

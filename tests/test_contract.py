@@ -1,6 +1,7 @@
 """The contract of `BaseAE`, over every registered model x backbone x shape. A new model is covered without touching this file."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -157,7 +158,7 @@ def test_models_that_are_told_labels(name, tmp_path):
 
 LIKELIHOODS = [
     "mse", "bce", "l1", "huber(delta=0.5)", "gaussian", "gaussian(sigma=0.5)", "gaussian(sigma='learned')", "gaussian(sigma='predicted')",
-    "laplace", "laplace(scale='predicted')", "bernoulli", "continuous_bernoulli",
+    "laplace", "laplace(scale='predicted')", "bernoulli", "continuous_bernoulli", "logistic_mixture(components=3)",
 ]  # fmt: skip
 CORRUPTIONS = [
     "gaussian(sigma=(0.0, 0.5))", "masking(p=0.5)", "salt_and_pepper(p=(0.1, 0.3))", "speckle", "gaussian(sigma=0.1, where='latent')",
@@ -173,7 +174,7 @@ def test_any_likelihood(name, likelihood):
         with pytest.raises(ValueError, match="nats"):
             build(name, (1, 9, 7), likelihood=likelihood)
         return
-    if "predicted" in likelihood and name.startswith("tied"):
+    if ("predicted" in likelihood or "mixture" in likelihood) and name.startswith("tied"):
         # the encoder's weights, transposed, give one number per element: there are none for a scale
         with pytest.raises(ValueError, match="tied=True needs a likelihood with one decoder output per element"):
             build(name, (1, 9, 7), cls.__signature__.parameters["backbone"].default, likelihood=likelihood)
@@ -231,6 +232,10 @@ def test_tied_weights(name, backbone, tmp_path):
 def test_every_model_says_what_it_is(name):
     cls = aezoo.registry.MODELS[name]
     assert cls.__doc__ and cls.paper and ("Paper" in cls.__doc__ or cls.paper.split()[0] in cls.__doc__)
+    assert re.search(r"\bDeviations?( from the paper)?:\s\S", cls.__doc__), (
+        "in what it deviates from its paper ('none' is an answer)"
+    )
+    assert re.search(r"[xy]\^|E_q\[|E\[|\|\||\|sg|ELBO|L_k|relu\(|exp\(", cls.__doc__), "a formula in symbols"
     signature = aezoo.registry.signature(cls)
     assert all(p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in signature.parameters.values())
 

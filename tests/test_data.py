@@ -395,6 +395,11 @@ def test_digits():
     train, test = (aezoo.load_data("digits", split=s) for s in ("train", "test"))
     assert len(train) + len(test) == 1797 and train.shape == (1, 8, 8) and first(train, 99).x.max() == 1
     assert aezoo.load_data("digits", size=16).shape == (1, 16, 16)
+    halves = aezoo.load_data("digit-halves")
+    assert halves.shape == (2, 4, 8) and torch.equal(halves.x[:, 1], train.x[:, 0, 4:])
+    assert torch.equal(halves.labels, train.labels)
+    with pytest.raises(ValueError, match="whose samples are pairs"):
+        aezoo.load_data("digit-halves", size=16)
 
 
 def idx(path, array):

@@ -66,7 +66,7 @@ def test_continuous_bernoulli_is_smooth_where_the_series_takes_over():
     logits = torch.tensor([0.0, 1e-3, 0.0999, 0.1001, 3.0, -5.0], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(fn.continuous_bernoulli_log_norm, logits)
     assert torch.autograd.gradcheck(fn.continuous_bernoulli_mean, logits)
-    extreme = torch.tensor([-80.0, 80.0], requires_grad=True)
+    extreme = torch.tensor([-300.0, -90.0, -80.0, 80.0, 90.0, 300.0], requires_grad=True)
     (fn.continuous_bernoulli_log_norm(extreme).sum() + fn.continuous_bernoulli_mean(extreme).sum()).backward()
     assert torch.isfinite(extreme.grad).all()
 

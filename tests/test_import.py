@@ -101,6 +101,9 @@ import sys, torch, aezoo
 model = aezoo.create_model('ae', input_shape=(5,), latent_dim=2)
 aezoo.fit(model, torch.rand(64, 5), epochs=1, val=0.2, ema=0.9, out={str(tmp_path / "r")!r}, progress=False, device='cpu')
 assert 'torch._dynamo' not in sys.modules
+models = [aezoo.create_model('ae', input_shape=(5,), latent_dim=2) for _ in range(3)]
+aezoo.fit_many(models, torch.rand(64, 5), epochs=1, progress=False, device='cpu')
+assert 'torch._dynamo' not in sys.modules
 print(float(torch.compile(lambda x: x + 1, backend='eager')(torch.ones(()))))
 torch.optim.Adam([torch.nn.Parameter(torch.ones(2))])
 """

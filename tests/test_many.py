@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from conftest import make_images
 from PIL import Image
 
 import aezoo
+from aezoo import sweep
 from aezoo.base import BaseAE
 from aezoo.cli import main
 from aezoo.registry import MODELS
@@ -424,6 +426,41 @@ def test_sweep_over_backbones(tmp_path, monkeypatch):
     )
     text = (tmp_path / "runs" / "sweep-ae-digits" / "table.md").read_text()
     assert "mlp(widths=[16, 8])" in text and "±" not in text
+
+
+@pytest.mark.parametrize("more", [[], ["--train.accumulate", "2"]])
+def test_a_sweep_that_was_stopped_does_what_is_left(tmp_path, monkeypatch, capsys, more):
+    """As one computation, and one after the other."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("aezoo.pictures.draw_run", lambda *args: ([], []))
+    argv = ["sweep", "--model", "vae", "--data", "digits", "--data.limit", "64", "--train.device", "cpu", "--train.steps", "2", "--seeds", "2", "--vary", "model.beta=1,2,4", *more]  # fmt: skip
+    main([*argv, "--out", "whole"])
+    capsys.readouterr()
+    original, ended = sweep.write_json, []
+
+    def stopping(path, value):
+        if path.name == "result.json" and (ended.append(path.parent.name) or len(ended) == 4):
+            raise KeyboardInterrupt
+        original(path, value)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        patch.setattr(sweep, "write_json", stopping)
+        main([*argv, "--out", "parts"])
+    assert stopped.value.code == 130
+    assert "stopped: 3 of 6 runs are done. To go on, give the same command with --out parts" in capsys.readouterr().out
+    times = {p: p.stat().st_mtime_ns for p in Path("parts").glob("*/model.safetensors") if (p.parent / "result.json").exists()}  # fmt: skip
+    assert len(times) == 3
+    main([*argv, "--out", "parts"])
+    assert "3 of 6 runs are done already" in capsys.readouterr().out
+    assert all(p.stat().st_mtime_ns == t for p, t in times.items())
+    tables = [list(csv.DictReader(Path(x, "table.csv").read_text().splitlines())) for x in ("whole", "parts")]
+    for a, b in zip(*tables, strict=True):
+        assert {k: float(v) for k, v in a.items()} == pytest.approx(
+            {k: float(v) for k, v in b.items()}, rel=1e-3, abs=1e-5
+        )
+    with pytest.raises(SystemExit) as other:
+        main([*argv, "--train.lr", "0.1", "--out", "parts"])
+    assert other.value.code == 2 and "holds a sweep of other runs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,12 @@ def test_draws_have_the_mean(spec):
     assert torch.allclose(draws.mean(0), likelihood.mean(y), atol=0.02)
 
 
+def test_continuous_bernoulli_draws_at_extreme_logits():
+    likelihood, y = LIKELIHOODS.build("continuous_bernoulli"), torch.tensor([[[-120.0, 120.0, 0.5]]])
+    draws = likelihood.sample(y.expand(40_000, 1, 3))
+    assert torch.allclose(draws.mean(0), likelihood.mean(y)[0], atol=5e-3) and draws[:, :2].std(0).min() > 5e-3
+
+
 @pytest.mark.parametrize("name", ["bce", "bernoulli", "continuous_bernoulli"])
 def test_ranges_are_named(name):
     likelihood = LIKELIHOODS.build(name)

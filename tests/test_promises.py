@@ -133,29 +133,85 @@ def test_any_truncation_of_a_model_is_an_error(tmp_path):
 # --------------------------------------------------------------------------------------------------------- 3. full disk
 
 
-@pytest.mark.parametrize("owner", ["save_file", "fsync", "rename"])
-def test_a_disk_that_is_full_for_a_while_loses_nothing(tmp_path, monkeypatch, capsys, owner):
-    run(tmp_path / "a")
-    place, name = {"save_file": ("safetensors.torch", "save_file"), "fsync": ("os", "fsync"), "rename": ("os", "rename")}[owner]  # fmt: skip
-    original, full_now = getattr(sys.modules[place], name), []
+class HalfALine:
+    """A file on a full disk: a part of what is written arrives."""
+
+    def __init__(self, *args, **kwargs):
+        self.file = open(*args, **kwargs)  # noqa: SIM115
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.file.close()
+
+    def write(self, text):
+        self.file.write(text[: len(text) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def written_by(name):
+    """(where a function that writes is looked up, its name)."""
+    return {
+        "save_file": ("safetensors.torch", "save_file"), "keep_top": ("safetensors.torch", "save_file"), "fsync": ("os", "fsync"),
+        "rename": ("os", "rename"), "append": ("aezoo.train.run", "open"),
+    }[name]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("owner", "progress"),
+    [("save_file", True), ("fsync", True), ("rename", False), ("append", True), ("append", False), ("keep_top", True)],
+)
+def test_a_disk_that_is_full_for_a_while_loses_nothing(tmp_path, monkeypatch, capsys, recwarn, owner, progress):
+    run(tmp_path / "a", checkpoint_every=1, top_k=2)
+    place, name = written_by(owner)
+    original, full_now = getattr(sys.modules[place], name, open), []
 
     class Filling(aezoo.Callback):
         def on_step(self, run):
             full_now[:] = [1] if run.step in (4, 5, 6) else []
 
     def full(*args, **kwargs):
-        if full_now:
-            intact = checkpoints.Checkpoints(tmp_path / "b" / "checkpoints").paths()
-            assert intact and checkpoints.read(intact[-1])
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return original(*args, **kwargs)
+        if not full_now or (owner == "keep_top" and "top" not in os.fspath(args[1])):
+            return original(*args, **kwargs)
+        intact = checkpoints.Checkpoints(tmp_path / "b" / "checkpoints").paths()
+        assert intact and checkpoints.read(intact[-1])
+        if owner == "append":
+            return HalfALine(*args, **kwargs)
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(sys.modules[place], name, full)
-    run(tmp_path / "b", progress=True, checkpoint_every=1, callbacks=[Filling()])
-    assert "could not be saved" in capsys.readouterr().out
+    monkeypatch.setattr(sys.modules[place], name, full, raising=False)
+    run(tmp_path / "b", progress=progress, checkpoint_every=1, top_k=2, callbacks=[Filling()])
+    told = capsys.readouterr().out if progress else " ".join(str(w.message) for w in recwarn)
+    said = {"append": "the row of step 6 could not be written", "keep_top": "model of step 6 could not be saved"}
+    assert said.get(owner, "step 5 could not be saved") in told and "No space left" in told
     monkeypatch.undo()
-    a, b = state_of(tmp_path / "a")[1], state_of(tmp_path / "b")[1]
+    (state_a, a), (state_b, b) = state_of(tmp_path / "a"), state_of(tmp_path / "b")
     assert all(torch.equal(a[k], b[k]) for k in a)
+    assert state_a["rows"] == state_b["rows"]
+    assert (tmp_path / "a" / "metrics.jsonl").read_bytes() == (tmp_path / "b" / "metrics.jsonl").read_bytes()
+    speeds = [json.loads(line)["step"] for line in (tmp_path / "b" / "speed.jsonl").read_text().splitlines()]
+    assert speeds == [row["step"] for row in state_b["rows"]]
+    top = json.loads((tmp_path / "b" / "top" / "top.json").read_text())
+    assert sorted(p.name for p in (tmp_path / "b" / "top").iterdir()) == sorted(
+        [*(t["folder"] for t in top), "top.json"]
+    )
+    assert all(aezoo.from_pretrained(tmp_path / "b" / "top" / t["folder"]) for t in top)
+
+
+def test_rows_of_several_models_wait_while_a_disk_is_full(tmp_path, monkeypatch):
+    full = [1, 1, 1]  # both files of the first models' rows
+
+    def filling(*args, **kwargs):
+        return HalfALine(*args, **kwargs) if full and full.pop() else open(*args, **kwargs)
+
+    monkeypatch.setattr("aezoo.train.run.open", filling, raising=False)
+    with pytest.warns(UserWarning, match=r"the row of step 4 could not be written .*No space left"):
+        results = aezoo.fit_many([model_of("ae"), model_of("ae")], make_images(64)[0], lr=[1e-3, 1e-4], epochs=3, batch_size=16, device="cpu", out=tmp_path, progress=False)  # fmt: skip
+    assert not full
+    for result in results:
+        steps = [json.loads(line)["step"] for line in (result.out / "metrics.jsonl").read_text().splitlines()]
+        assert steps == [4, 8, 12]
 
 
 def test_a_disk_that_stays_full_is_an_error_at_the_end_and_the_weights_stay_in_the_model(tmp_path):

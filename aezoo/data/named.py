@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..registry import Registry
-from . import sequences, tables
+from . import sequences, sprites, tables
 from .datasets import DatasetSource
 from .sources import Source, TensorSource
 
@@ -47,6 +47,15 @@ def digits(split: str, size: Any, binarize: str, root: Any, workers: Any) -> Sou
     return _tensor_source(
         "digits", x[keep], torch.from_numpy(y)[keep].long(), size, binarize, [str(i) for i in range(10)]
     )
+
+
+@DATASETS.register("digit-halves")
+def digit_halves(split: str, size: Any, binarize: str, root: Any, workers: Any) -> Source:
+    """The digits as pairs (2, 4, 8): the upper half of each, and the lower one, for models that predict the one from the other."""
+    if size is not None:
+        raise ValueError(f"size={size!r} does not apply to the data set digit-halves, whose samples are pairs")
+    whole: Any = digits(split, None, "none", root, workers)
+    return _tensor_source("digit-halves", whole.x.view(-1, 2, 4, 8), whole.labels, None, binarize, whole.class_names)
 
 
 def _tensor_source(name: str, x: Any, y: Any, size: Any, binarize: str, classes: Any) -> TensorSource:
@@ -205,3 +214,28 @@ _numbers(
     "The wines with three columns cut into classes (columns={0: 3, 4: 4, 9: 5}) and 5 % of the entries missing (NaN).",
     tables.wine_mixed,
 )
+
+
+def _sprites(name: str, doc: str, train: int | None, test: int | None) -> None:
+    """Registers a part of the grid of sprites, with the factors as labels (N, 5)."""
+
+    def load(split: str, size: Any, binarize: str, root: Any, workers: Any) -> Source:
+        side = 32 if size is None else size[0]
+        if size is not None and size[0] != size[1]:
+            raise ValueError(f"size={size!r} does not apply to the data set {name}, whose pictures are square")
+        x, y = sprites.sprites(split, test if split == "test" else train, side)
+        source = _tensor_source(name, x, y, None, binarize, sprites.SHAPES)
+        source.factor_names = sprites.FACTORS
+        return source
+
+    load.__doc__, load.__name__, load.__qualname__ = doc, f"load_{name}", f"load_{name}"
+    DATASETS.register(name)(load)
+
+
+_sprites(
+    "sprites",
+    "10,000 + 2,000 pictures of a square, ellipse or heart of known scale, orientation and place (labels (N, 5)), 32x32 grey.",
+    10_000,
+    2_000,
+)
+_sprites("sprites-full", "All 40,000 + 6,080 sprites, each combination of the five factors once.", None, None)

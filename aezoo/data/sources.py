@@ -27,7 +27,7 @@ class Batch(NamedTuple):
     x: Tensor
     """(B, *shape), floating point, on the device."""
     y: Tensor | None
-    """Labels (B,), or None."""
+    """Labels (B,), tables of factors (B, F), or None."""
 
 
 class Source:
@@ -36,7 +36,8 @@ class Source:
     description = ""
     shape: tuple[int, ...]
     labels: Tensor | None = None
-    class_names: Sequence[str] | None = None
+    class_names: Sequence[str] | None = None  # of the labels; of a table of factors, the first's
+    factor_names: Sequence[str] | None = None  # where labels are tables of factors (N, F)
     replay: dict[str, Any] | None = None  # keywords of `load_data` that make this source again, where that is possible
     binarize: str = "none"
     ordered = True  # whether `batches` honours a plan

@@ -14,12 +14,14 @@ from .core import (
     continuous_bernoulli_log_norm,
     continuous_bernoulli_mean,
     continuous_bernoulli_nll,
+    discretized_logistic_mixture_nll,
     full,
     gaussian_kl,
     gaussian_nll,
     keep_top_k,
     laplace_nll,
     log_mean_exp,
+    logistic_mixture_mean,
     per_sample,
     per_sample_mean,
     soft_bound,
@@ -44,6 +46,7 @@ from .masked import (
     merge_moments,
 )
 from .matching import mmd, mmd_kernel, sliced_wasserstein, squared_distances
+from .multiscale import ms_ssim, ms_ssim_layout
 from .patches import (
     default_patch,
     normalize_patches,
@@ -104,6 +107,7 @@ __all__ = [
     "continuous_bernoulli_nll",
     "covariance",
     "default_patch",
+    "discretized_logistic_mixture_nll",
     "entropy",
     "exact_jacobian",
     "feature_matching",
@@ -129,6 +133,7 @@ __all__ = [
     "lifetime_cutoff",
     "log_bessel_i",
     "log_mean_exp",
+    "logistic_mixture_mean",
     "masked_mean",
     "masked_sum",
     "masked_time_mean",
@@ -137,6 +142,8 @@ __all__ = [
     "minibatch_log_weights",
     "mmd",
     "mmd_kernel",
+    "ms_ssim",
+    "ms_ssim_layout",
     "nearest_code",
     "nonsaturating_generator",
     "normalize_patches",

@@ -186,11 +186,12 @@ class Subject:
         seed: int,
         log_prob: int = 0,
         samples: int | None = None,
+        features: Any = "pixels",
         train: Callable[[], Source] | None = None,
         tick: Callable[[float], Any] = lambda n: None,
     ):
         self.model, self.source, self.span, self.device, self.seed = model, source, span, device, seed
-        self.log_prob, self.samples, self.train, self.tick = log_prob, samples, train, tick
+        self.log_prob, self.samples, self.features, self.train, self.tick = log_prob, samples, features, train, tick
         self.dtype = next(model.parameters()).dtype
         self.size = len(source)
 
@@ -257,9 +258,10 @@ class Subject:
         like = next(self.model.parameters())
         return self._in_blocks(n, PRIOR, lambda m: self.model.prior.sample(m, self.model.latent_shape, like).flatten(1))
 
-    def model_samples(self, n: int) -> Tensor:
-        """n new samples from the model, (n, *input_shape), on the CPU."""
-        return self._in_blocks(n, MODEL_SAMPLES, lambda m: self.model.sample(m).cpu())
+    def model_samples(self, n: int, features: Callable[[Tensor], Tensor]) -> Tensor:
+        """Features of n new samples from the model, (n, K), on the CPU. Samples are cut to [0, 1] if the data lie there."""
+        low, high = (0.0, 1.0) if self.in_unit_range else (-math.inf, math.inf)
+        return self._in_blocks(n, MODEL_SAMPLES, lambda m: features(self.model.sample(m).clamp(low, high)).cpu())
 
     def _in_blocks(self, n: int, what: int, draw: Callable[[int], Tensor]) -> Tensor:
         parts = []
@@ -287,6 +289,7 @@ class Metric:
     name: ClassVar[str] = ""
     unit: ClassVar[str] = ""
     cheap: ClassVar[bool] = True  # taken without being asked for, where it fits
+    gives: ClassVar[tuple[str, ...]] = ()  # its figures, as far as they are always the same; (): one of its own name
     keeps: ClassVar[tuple[str, ...]] = ()  # attributes of `Seen` that `whole` gets of all samples, on the CPU
 
     def __init__(self, subject: Subject):
@@ -305,7 +308,7 @@ class Metric:
     @classmethod
     def figures(cls, subject: Subject) -> list[str]:
         """The names of what it gives, where it fits."""
-        return [cls.name]
+        return list(cls.gives or (cls.name,))
 
     def unit_of(self, figure: str) -> str:
         return self.unit

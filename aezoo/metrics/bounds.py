@@ -50,15 +50,18 @@ class BitsPerDim(Metric):
 
 @METRICS.register("log_prob")
 class LogProb(Metric):
-    """The log-likelihood by importance sampling, log 1/n sum_i w_i, with `log_prob` draws (5000), in float64 (arXiv:1509.00519, eq. 8).
+    """The log-likelihood by importance sampling, log 1/n sum_i w_i, with n = `log_prob` draws (5000).
 
-    A lower bound in expectation, which rises to log p(x) with n. How far it still has to rise is told by
+    In float64 (arXiv:1509.00519, eq. 8). A lower bound in expectation, which rises to log p(x) with n. How far it still has to
+    rise is told by
     - "log_prob_1", "log_prob_10", ...: the bound with so many draws, from the same draws in groups;
     - "log_prob_noise": how much the mean over the samples varies with the draws, its standard deviation by the delta method,
-      sqrt(sum_x (n sum w^2 / (sum w)^2 - 1) / n) / N; "log_prob_ess": (sum w)^2 / sum w^2, the draws that count, of n;
+      sqrt(sum_x (n sum w^2 / (sum w)^2 - 1) / n) / N, which is too small where few draws count;
+    - "log_prob_ess": (sum w)^2 / sum w^2, the draws that count, of n;
     - "log_prob_bits_per_dim" as "bits_per_dim".
     Holds 8 n bytes for each sample of a piece."""
 
+    gives = ("log_prob", "log_prob_noise", "log_prob_ess", "log_prob_bits_per_dim")
     unit = "nats per sample"
 
     @classmethod
@@ -98,17 +101,20 @@ class LogProb(Metric):
                 value = model.log_prob(seen.x, self.draws, **seen.told)
             self.subject.tick(len(seen))
             return {"log_prob": value, **self._bits(value, seen)}
-        parts = []
+        n, done = self.draws, 0
+        wide = torch.float32 if seen.x.device.type == "mps" else torch.float64
+        log_w = torch.empty(
+            n, len(seen), dtype=wide, device=seen.x.device
+        )  # of one piece: a list of parts would scatter the heap
         with seen.drawing(WEIGHTS):
             h = model.hidden(seen.x, **seen.told)
-            for s in model.draws_at_once(self.draws, len(seen)):
-                parts.append(model.log_weights(seen.x, h, s, **seen.told))  # (s, B)
-                self.subject.tick(len(seen) * s / self.draws)
-        log_w = torch.cat(parts)  # (n, B)
-        n = len(log_w)
+            for s in model.draws_at_once(n, seen.x):
+                log_w[done : done + s] = model.log_weights(seen.x, h, s, **seen.told)
+                done += s
+                self.subject.tick(len(seen) * s / n)
         total = torch.logsumexp(log_w, 0)
         ess = torch.exp(2 * total - torch.logsumexp(2 * log_w, 0))
-        self.variance += float(((n / ess - 1) / n).sum())
+        self.variance += float(((n / ess - 1).clamp_min(0) / n).sum())
         self.count += len(seen)
         value = total - math.log(n)
         few = {f"log_prob_{k}": bound_of_groups(log_w, k) for k in fewer(n)}

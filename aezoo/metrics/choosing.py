@@ -59,12 +59,17 @@ def _matching(pattern: str, figures: dict[str, list[str]]) -> Wanted:
 
 
 def _refusal(pattern: str, why: dict[str, str], figures: dict[str, list[str]], subject: Subject) -> str:
-    unfit = [name for name in why if why[name] and fnmatch.fnmatchcase(name, pattern)]
+    unfit = [
+        name
+        for name, entry in METRICS.entries.items()
+        if why[name] and any(fnmatch.fnmatchcase(n, pattern) for n in (name, *entry.gives))
+    ]
     fit = f"those that fit this {subject.model.name} and this data: {', '.join(figures)}"
     if unfit:
         reasons = "; ".join(f"{name!r} does not fit: {why[name]}" for name in unfit)
         return f"metric {reasons}. {fit[0].upper()}{fit[1:]}"
     known = [*METRICS.entries, *(f for some in figures.values() for f in some)]
+    known += [figure for entry in METRICS.entries.values() for figure in entry.gives]
     return f"metric {pattern!r} is not known; {fit}.{nearest(pattern, known)}"
 
 

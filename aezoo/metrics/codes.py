@@ -23,6 +23,8 @@ class Codebook(Metric):
     Over the whole set, where a mean over batches would be too low. A uniform codebook has its size as perplexity. Of several codebooks
     the means, and each one's own, e.g. "perplexity_top". The perplexity's error is the jackknife's over twenty groups of samples."""
 
+    gives = ("perplexity", "usage")
+
     def __init__(self, subject: Subject):
         super().__init__(subject)
         self.counts: dict[str, Tensor] = {}  # of each codebook: (GROUPS, K)
@@ -37,7 +39,7 @@ class Codebook(Metric):
         model: Any = subject.model
         books = model.by_codebook(model.indices(subject.first.x))
         each = [f"{kind}_{book}" for kind in ("perplexity", "usage") for book in books if book]
-        return ["perplexity", "usage", *each]
+        return [*cls.gives, *each]
 
     def unit_of(self, figure: str) -> str:
         model: Any = self.subject.model

@@ -51,10 +51,7 @@ class LinearProbe(OfLabels):
     """Accuracy of a linear classifier of the codes."""
 
     unit = "fraction"
-
-    @classmethod
-    def figures(cls, subject: Subject) -> list[str]:
-        return ["linear_probe_accuracy"]
+    gives = ("linear_probe_accuracy",)
 
     def whole(self, kept: dict[str, Tensor]) -> dict[str, Figure]:
         return figures_of(probing.linear_probe(*self.halves(kept)))
@@ -65,10 +62,7 @@ class KNN(OfLabels):
     """Accuracy of the majority of the 10 nearest codes by angle (of all of them, where there are fewer)."""
 
     unit = "fraction"
-
-    @classmethod
-    def figures(cls, subject: Subject) -> list[str]:
-        return ["knn_accuracy"]
+    gives = ("knn_accuracy",)
 
     def whole(self, kept: dict[str, Tensor]) -> dict[str, Figure]:
         halves = self.halves(kept)
@@ -79,9 +73,7 @@ class KNN(OfLabels):
 class KMeans(OfLabels):
     """How well k-means clusters of the codes, as many as there are classes, agree with the labels."""
 
-    @classmethod
-    def figures(cls, subject: Subject) -> list[str]:
-        return ["kmeans_nmi", "kmeans_ari", "kmeans_accuracy"]
+    gives = ("kmeans_nmi", "kmeans_ari", "kmeans_accuracy")
 
     def whole(self, kept: dict[str, Tensor]) -> dict[str, Figure]:
         return figures_of(probing.kmeans_scores(kept["code"], kept["y"], seed=self.subject.seed))
@@ -93,7 +85,6 @@ class OfFactors(Metric):
     cheap = False
     keeps = ("code", "y")
     score: Callable[..., Scores]
-    names: tuple[str, ...] = ()
 
     @classmethod
     def why_not(cls, subject: Subject) -> str:
@@ -101,10 +92,6 @@ class OfFactors(Metric):
         if y is None or y.dim() != 2:
             return "it needs a table of factors, labels (N, F), and the data has none"
         return "" if subject.size > 1 else "it needs at least two samples"
-
-    @classmethod
-    def figures(cls, subject: Subject) -> list[str]:
-        return list(cls.names or (cls.name,))
 
     def whole(self, kept: dict[str, Tensor]) -> dict[str, Figure]:
         call: Any = type(self).score
@@ -129,7 +116,7 @@ class SAP(OfFactors):
 class DCI(OfFactors):
     """Disentanglement, completeness and informativeness (Eastwood & Williams 2018)."""
 
-    names = ("dci_disentanglement", "dci_completeness", "dci_informativeness")
+    gives = ("dci_disentanglement", "dci_completeness", "dci_informativeness")
     score = staticmethod(disentanglement.dci)
 
 
@@ -137,5 +124,5 @@ class DCI(OfFactors):
 class FactorVAEScore(OfFactors):
     """The metric of FactorVAE (arXiv:1802.05983, section 4)."""
 
-    names = ("factor_vae_score", "factor_vae_score_corrected")
+    gives = ("factor_vae_score", "factor_vae_score_corrected")
     score = staticmethod(disentanglement.factor_vae_score)

@@ -45,15 +45,15 @@ class ActiveUnits(Metric):
 
 @METRICS.register("mutual_information")
 class MutualInformation(Metric):
-    """I(x; z) = E_x KL(q(z|x) || q(z)) over the evaluated set, and "marginal_kl" = KL(q(z) || p(z)); their sum is the mean KL
-    (Hoffman & Johnson 2016, "ELBO surgery").
+    """I(x; z) = E_x KL(q(z|x) || q(z)) over the evaluated set, and "marginal_kl" = KL(q(z) || p(z)).
 
-    One draw z_i ~ q(z|x_i) a sample and q(z) exactly, as the mixture of all N posteriors: log q(z_i|x_i) - log q(z_i). The set has N
-    members, so I is at most log N, which it says as its unit. Errors are those of the mean over the draws. Time and not memory
-    grow with N^2."""
+    Their sum is the mean KL (Hoffman & Johnson 2016, "ELBO surgery"). One draw z_i ~ q(z|x_i) a sample and q(z) exactly, as the
+    mixture of all N posteriors: log q(z_i|x_i) - log q(z_i). The set has N members, so I is at most log N, which it says as its unit.
+    Errors are those of the mean over the draws. Time and not memory grow with N^2."""
 
     unit = "nats"
     cheap = False
+    gives = ("mutual_information", "marginal_kl")
     keeps = ("mu", "logvar", "drawn")
 
     @classmethod
@@ -62,7 +62,7 @@ class MutualInformation(Metric):
 
     @classmethod
     def figures(cls, subject: Subject) -> list[str]:
-        return ["mutual_information", *([] if subject.has_density_prior else ["marginal_kl"])]
+        return [name for name in cls.gives if name != "marginal_kl" or not subject.has_density_prior]
 
     def unit_of(self, figure: str) -> str:
         return f"nats, at most {math.log(self.subject.size):.4g}" if figure == "mutual_information" else "nats"
@@ -98,6 +98,7 @@ class MMD(Metric):
     from p(z), by default one for each sample. Time and not memory grow with N^2."""
 
     cheap = False
+    gives = ("mmd_imq", "mmd_rbf")
     keeps = ("drawn",)
     KERNELS = (("mmd_imq", "imq", SCALES), ("mmd_rbf", "rbf", (1.0,)))
 
@@ -105,10 +106,6 @@ class MMD(Metric):
     def why_not(cls, subject: Subject) -> str:
         few = "" if min(subject.size, subject.wanted()) > 1 else "it needs at least two samples and two draws"
         return subject.has_density_prior or few
-
-    @classmethod
-    def figures(cls, subject: Subject) -> list[str]:
-        return [name for name, _, _ in cls.KERNELS]
 
     def whole(self, kept: dict[str, Tensor]) -> dict[str, Figure]:
         x = self.subject.wide(kept["drawn"])

@@ -26,6 +26,8 @@ class CVAE(VAE):
 
     Paper: Sohn, Lee & Yan 2015, "Learning structured output representation using deep conditional generative models" (NeurIPS),
     eq. 4, with its prior made independent of the condition (section 4.1), as in Kingma et al. 2014, arXiv:1406.5298.
+    Deviations: those of `vae`; 10 % of the conditions are taken for unknown in training by default, so that the model works without
+    one, too (`drop=0.0` is the paper's); the condition is added to x, not put beside it, and no baseline network guesses x from c.
 
     c becomes a learned vector e (E,), an entry of a table or a linear map of the vector. It enters any backbone in the same way:
     a learned linear map of e, of the input's shape and 0 at the start, is added to x before the encoder, and e stands beside z
@@ -136,10 +138,10 @@ class CVAE(VAE):
         return params
 
     def hidden(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        return self.encoded(x, self.embed(condition, len(x)))
+        return self.encoded(x, self.embed(condition, x.shape[0]))
 
     def emit(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
-        return self.decoded(z, self.embed(condition, len(z)))
+        return self.decoded(z, self.embed(condition, z.shape[0]))
 
     def propagate(self, x: Tensor, target: Tensor | None = None, condition: Tensor | None = None) -> Pass:
         """As in `VAE`, with one and the same e, dropped or not, in encoder and decoder."""

@@ -19,6 +19,8 @@ class DenoisingAE(BaseAE):
     """Denoising autoencoder: E[loss(x, d(e(c(x))))] with a corruption c, masking noise by default.
 
     Paper: Vincent et al. 2008, "Extracting and composing robust features with denoising autoencoders"; 2010 for the noises.
+    Deviations: squared error by default, where the paper has the cross-entropy (`likelihood="bce"`); each entry is masked with
+    probability p by itself, where the paper masks a fixed number of them; several layers of ReLU units, untied, where it has one.
     Every corruption of `aezoo.corruptions` and every keyword of `BaseAE` fits."""
 
     paper = "Vincent et al. 2008"
@@ -30,7 +32,8 @@ class DenoisingAE(BaseAE):
 @register("stacked_denoising_ae")
 class StackedDenoisingAE(DenoisingAE):
     """Stacked denoising autoencoder: each layer is first trained alone to denoise the (clean) output of the layers below, then
-    all are trained together.
+    all are trained together: stage i minimises E||h_{i-1} - d_i(e_i(c(h_{i-1})))||^2 with h_i = e_i(h_{i-1}), h_0 = x, and the last one
+    E[loss(x, d(e(c(x))))].
 
     Paper: Vincent et al. 2010, "Stacked denoising autoencoders" (JMLR 11). Layer i has the encoder's block i and its mirror
     image in the decoder; the lowest is scored by the model's likelihood, the others by the summed squared error per sample.

@@ -46,6 +46,7 @@ class CapacityVAE(WeightedVAE):
     The mean over the batch stands inside the absolute value: single samples may carry more or less.
 
     Paper: Burgess et al. 2018, "Understanding disentangling in beta-VAE", arXiv:1804.03599 (eq. 8).
+    Deviations: those of `vae`; a faster annealing by default, see below.
 
     Args (beside those of `BaseAE`):
         gamma: weight of the distance from C; the paper's 1000 by default.
@@ -99,6 +100,8 @@ class BetaTCVAE(WeightedVAE):
     correlation, dimension-wise KL. The middle one asks for independent latents.
 
     Paper: Chen et al. 2018, arXiv:1802.04942 (eq. 2, 4 and appendix C).
+    Deviations: those of `vae`; the weights of "mss" are those of the appendix's formula, not of the authors' listing, which has 1/N in
+    its first column instead of on the diagonal; "mss" is the default.
 
     q(z) is a mean over all N training samples, of which a batch shows B. Args (beside those of `BaseAE`):
         alpha, beta, gamma: weights of MI, TC and DWKL.
@@ -231,6 +234,7 @@ class DIPVAE(VAE):
     with C = Cov_x[mu(x)] (kind="i") or Cov_q(z)[z] = Cov_x[mu(x)] + E_x[diag exp(logvar(x))] (kind="ii"), over the batch (1/B).
 
     Paper: Kumar et al. 2017, arXiv:1711.00848 (eq. 6 and 7).
+    Deviations: those of `vae`.
 
     Args (beside those of `VAE`):
         kind: "i" or "ii".

@@ -24,10 +24,12 @@ from .variational import VAE
 
 @register("resnet_vae")
 class ResnetVAE(VAE):
-    """The variational autoencoder with residual blocks, `backbone="resnet"`.
+    """The variational autoencoder with residual blocks, `backbone="resnet"`: -ELBO = E_q[-log p(x|z)] + beta KL(q(z|x) || N(0, I)),
+    with layers h + conv(s(norm(conv(s(norm(h)))))), s(a) = a sigmoid(a).
 
     Paper: Kingma & Welling 2013, arXiv:1312.6114, with the residual blocks of He et al. 2016, arXiv:1603.05027 (activation first), in the
-    arrangement of latent diffusion's autoencoder, arXiv:2112.10752. Every keyword is one of `VAE`."""
+    arrangement of latent diffusion's autoencoder, arXiv:2112.10752. Deviations: those of `vae`; group norms and SiLU, where He et al.
+    have batch norms and ReLU; a linear layer between the last map and the code. Every keyword is one of `VAE`."""
 
     def __init__(self, input_shape: Sequence[int], latent_dim: int = 32, *, backbone: Spec = "resnet", **base: Any):
         super().__init__(input_shape, latent_dim, backbone=backbone, **base)
@@ -189,7 +191,7 @@ class VQGAN(Tokenizer, VQVAE):
 @register("tiny_ae")
 class TinyAE(BaseAE):
     """A small, fast tokenizer without norms and without a distribution: a grid of K-dimensional codes between two plain chains of
-    ReLU blocks.
+    blocks relu(h + conv(relu(conv(relu(conv(h)))))): min loss(x, x^), x^ = d(3 tanh(z / 3)).
 
     Paper: none; the layout is that of TAESD (Bohan 2023), in the indices of its sequences: `backbone="tiny(width=64)"` with latent_dim=4
     has its sizes. Deviation: trained on reconstruction alone, where TAESD is distilled from a larger tokenizer with a critic.

@@ -23,7 +23,7 @@ class IWAE(Variational):
     """Importance-weighted autoencoder: minimises -L_k = -E[log 1/k sum_i p(x, z_i) / q(z_i|x)], z_1 ... z_k ~ q(z|x).
 
     Paper: Burda, Grosse & Salakhutdinov 2016, arXiv:1509.00519 (eq. 8 and 13). L_1 is the ELBO, and L_k rises to log p(x).
-    Every density is taken at the draws (no KL in closed form). The default sigma is that of `vae`, in closed form: it maximises the
+    Every density is taken at the draws (no KL in closed form). Deviations: those of `vae`; one layer of latents; the default sigma is that of `vae`, in closed form: it maximises the
     ELBO of these draws, and L_1 exactly; "gaussian(sigma='learned')" is fitted to L_k itself, in more steps.
 
     Args (beside those of `BaseAE`):
@@ -91,10 +91,11 @@ class IWAE(Variational):
 
 @register("miwae")
 class MIWAE(IWAE):
-    """Multiply importance-weighted autoencoder: the mean of M bounds L_k, each of k draws of its own.
+    """Multiply importance-weighted autoencoder: minimises -1/M sum_m L_k^(m), the mean of M bounds, each of k draws of its own.
 
     Paper: Rainforth et al. 2018, "Tighter variational bounds are not necessarily better", arXiv:1802.05538. M = 1 is
     IWAE, k = 1 is the ELBO of M draws; with M k fixed, more groups give the encoder a better signal and a looser bound.
+    Deviations: those of `iwae`.
 
     Args (beside those of `iwae`): `groups`: M. Terms and metrics as in `iwae`; "iwae" is the mean over the groups."""
 
@@ -107,10 +108,10 @@ class MIWAE(IWAE):
 
 @register("ciwae")
 class CIWAE(IWAE):
-    """Combination of both bounds: beta ELBO + (1 - beta) L_k, from the same k draws.
+    """Combination of both bounds: minimises -(beta ELBO + (1 - beta) L_k), from the same k draws.
 
     Paper: Rainforth et al. 2018, "Tighter variational bounds are not necessarily better", arXiv:1802.05538. beta = 0 is
-    IWAE, beta = 1 is the ELBO of k draws.
+    IWAE, beta = 1 is the ELBO of k draws. Deviations: those of `iwae`.
 
     Args (beside those of `iwae`): `beta`: the ELBO's share, in [0, 1]. Terms and metrics as in `iwae`; "gap" counts 1 - beta.
     With gradient="dreg" both parts are doubly reparameterised (the ELBO is the bound of one draw)."""

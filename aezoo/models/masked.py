@@ -35,7 +35,7 @@ class MaskedAE(BaseAE):
     """Masked autoencoder: M of N patches are hidden, the encoder sees the V others only, the decoder sees their codes and a mask token
     in place of each hidden patch, and
 
-        loss = loss(x, d(e(visible patches))) over the hidden patches alone: their mean for plain losses, and for densities
+        loss = loss(x, x^), x^ = d(e(visible patches)), over the hidden patches alone: their mean for plain losses, and for densities
         -log p(hidden | visible) in nats.
 
     Paper: He et al. 2021, arXiv:2111.06377 (section 3). Every sample draws its own set of exactly M = round(mask_ratio * N) patches (at
@@ -75,6 +75,10 @@ class MaskedAE(BaseAE):
         **base: Any,
     ):
         super().__init__(input_shape, latent_dim, backbone=backbone, **base)
+        if not self.likelihood.elementwise:
+            raise ValueError(
+                f"mae scores the hidden patches, and likelihood={self.likelihood.name!r} whole pictures; take likelihood='mse'"
+            )
         self.mask_ratio = number("mask_ratio", mask_ratio, "a number between 0 and 1", lambda v: 0 < v < 1)
         layout = self.encoder.layout
         if layout.num_patches < 2:
@@ -96,7 +100,7 @@ class MaskedAE(BaseAE):
     def draw_mask(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Places of visible and of hidden patches for each sample, (B, V) and (B, M)."""
         noise = torch.rand(
-            len(x), self.encoder.layout.num_patches, device=x.device
+            x.shape[0], self.encoder.layout.num_patches, device=x.device
         )  # a row for each sample of the batch
         return fn.split_by_noise(noise, self.num_masked)
 
@@ -125,6 +129,6 @@ class MaskedAE(BaseAE):
         given = given.reshape(len(x), -1, *wanted.shape[1:])  # (B, P, C, M * S)
         with torch.no_grad():
             error = fn.per_sample_mean((fn.full(self.likelihood.mean(given)) - fn.full(wanted)).square())
-        blank = codes.new_zeros(len(x), self.encoder.layout.num_patches, self.latent_dim)
-        z = fn.put_rows(blank, visible, codes).transpose(1, 2).reshape(len(x), *self.latent_shape)
+        blank = codes.new_zeros(x.shape[0], self.encoder.layout.num_patches, self.latent_dim)
+        z = fn.put_rows(blank, visible, codes).transpose(1, 2).reshape(x.shape[0], *self.latent_shape)
         return Pass(params, z, {"recon": self.likelihood.nll(given, wanted)}, {"masked_mse": error})

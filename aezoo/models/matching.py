@@ -43,6 +43,8 @@ class InfoVAE(WeightedVAE):
     alpha = 0 and lambda = 1 are the VAE; alpha = 1 leaves the MMD alone (MMD-VAE).
 
     Paper: Zhao, Song & Ermon 2017, arXiv:1706.02262 (eq. 6, with D = MMD).
+    Deviations: those of `vae`; by default the inverse multiquadric kernel ("imq"), where the paper has a Gaussian one ("rbf"), and
+    lambda = 1000, which the equation leaves open.
 
     Args (beside those of `BaseAE`):
         alpha: weight of the mutual information between x and z, at most 1.

@@ -152,7 +152,8 @@ class VQVAE(QuantizedAE):
 
 @register("rvq_vae")
 class RVQVAE(QuantizedAE):
-    """Residual vector quantisation: each vector is a sum of one code of each level, each level coding what those before left over.
+    """Residual vector quantisation: each vector is a sum of one code of each level, each level coding what those before left over:
+    recon + sum_i (|sg(r_i) - e_i|^2 + beta |r_i - sg(e_i)|^2), r_1 = z, r_{i+1} = r_i - sg(e_i), z_q = sum_i e_i.
 
     Paper: Zeghidour et al. 2021 (SoundStream), arXiv:2107.03312 (section III.C). Deviations: those of `vq_vae`; no adversarial loss.
 
@@ -193,9 +194,11 @@ class RVQVAE(QuantizedAE):
 
 @register("sim_vq_ae")
 class SimVQAE(QuantizedAE):
-    """VQ with a frozen random codebook behind one learned linear map, e = C W^T, so that no code can die alone.
+    """VQ with a frozen random codebook behind one learned linear map, e = C W^T, so that no code can die alone:
+    recon + |sg(z) - e|^2 + beta |z - sg(e)|^2, whose second term moves W.
 
-    Paper: Zhu et al. 2024, arXiv:2411.02038. Loss as of `vq_vae` with codebook="gradient".
+    Paper: Zhu et al. 2024, arXiv:2411.02038. Deviations: no perceptual or adversarial loss, with which the paper trains its tokenizers
+    (`vqgan` has them); the quantiser's terms are reduced as the reconstruction is.
 
     Args (beside those of `BaseAE`; latent_dim: channels of a code vector): num_codes: K. rotation: gradient by the rotation trick
     (arXiv:2410.06424). beta: weight of the commitment. Terms: "commitment", "codebook". Metrics: "perplexity", "usage"."""
@@ -223,9 +226,13 @@ class SimVQAE(QuantizedAE):
 
 @register("fsq_ae")
 class FSQAE(QuantizedAE):
-    """Finite scalar quantisation: channels are bounded by a tanh and rounded to a few levels each; there is no codebook to learn.
+    """Finite scalar quantisation: channels are bounded by a tanh and rounded to a few levels each; there is no codebook to learn:
 
-    Paper: Mentzer et al. 2023, arXiv:2309.15505.
+    q_c = round(h tanh(z_c + atanh(o / h)) - o) / floor(L_c / 2),  h = (L_c - 1) / 2,  o = 1/2 for even L_c, else 0;  min loss(x, x^).
+
+    Paper: Mentzer et al. 2023, arXiv:2309.15505. Deviations: the shift is atanh(o / h), which sends 0 to 0, where the paper's listing
+    has tan(o / h); h is a little larger than (L_c - 1) / 2 (by a factor of 1.001), where the listing's is a little smaller, so that the
+    outermost levels are reached before infinity.
 
     Args (beside those of `BaseAE`): levels: of each channel; their product is the number of codes. latent_dim: channels of a code
     vector; where it is not the number of `levels`, a linear layer leads to one channel a level, and another one back.

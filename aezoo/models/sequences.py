@@ -71,7 +71,7 @@ class LSTMAE(SeriesAE):
 @register("tcn_ae")
 class TCNAE(SeriesAE):
     """Temporal convolutional autoencoder: dilated convolutions over the steps, a mean over time to the code, and causal dilated
-    convolutions back: z = W mean_t TCN(x)_t + b.
+    convolutions back: z = W mean_t TCN(x)_t + b, x^_1..T = TCN_dec(z).
 
     Paper: Bai et al. 2018, "An empirical evaluation of generic convolutional and recurrent networks for sequence modeling",
     arXiv:1803.01271, for the blocks. Deviations: see `aezoo.backbones.TCN`; the autoencoder around them is ours.
@@ -87,7 +87,7 @@ class TCNAE(SeriesAE):
 @register("transformer_ae")
 class TransformerAE(SeriesAE):
     """Transformer autoencoder: attention over the steps, a mean over time to the code, and causal attention over positions and the
-    code back: z = W mean_t Transformer(x)_t + b.
+    code back: z = W mean_t Transformer(x)_t + b, x^_1..T = Transformer_dec(z).
 
     Paper: Vaswani et al. 2017, "Attention is all you need", arXiv:1706.03762, for the blocks. Deviations: pre-norm; the decoder
     has no cross-attention, since the code is one vector that every step starts from; see `aezoo.backbones.Transformer`.

@@ -23,7 +23,7 @@ ALIVE = 0.1  # added before the ReLU, so that no latent starts dead; the encoder
 
 @register("sparse_ae")
 class SparseAE(Averaging, BaseAE):
-    """Sparse autoencoder: loss + weight * penalty(z).
+    """Sparse autoencoder: loss(x, x^) + weight * penalty(z).
 
     - penalty="l1": ReLU code, sum_j |z_j| per sample ("sparsity" in the terms).
     - penalty="kl": sigmoid code, sum_j KL(Bernoulli(rho) || Bernoulli(rho_j)), rho_j the mean activation of latent j. The notes
@@ -31,6 +31,8 @@ class SparseAE(Averaging, BaseAE):
       bias-corrected, in buffers), and its gradient that of the batch's mean. Evaluation uses the running mean.
 
     Paper: Ng 2011, "Sparse autoencoder" (CS294A lecture notes), for the KL; L1 on the code is folklore.
+    Deviations: no decay of the weights, which the notes add to the cost (`weight_decay=` of `fit`); any backbone, where the notes have
+    one hidden layer; with "l1", 0.1 is added before the ReLU, so that no latent starts dead (the bias can undo it).
 
     Args (beside those of `BaseAE`): `penalty`; `weight`, lambda, default 1e-4 (l1) or 1e-3 (kl) with plain losses, which are means over
     the D dims, and D times that with densities, which are sums; `rho`, wanted mean activation, default 0.05."""
@@ -88,9 +90,13 @@ class SparseAE(Averaging, BaseAE):
 
 @register("k_sparse_ae")
 class KSparseAE(BaseAE):
-    """k-sparse autoencoder: a linear code of which each sample keeps its k largest values (by value, not magnitude).
+    """k-sparse autoencoder: a linear code of which each sample keeps its k largest values (by value, not magnitude):
 
-    Paper: Makhzani & Frey 2013, arXiv:1312.5663. Args (beside those of `BaseAE`):
+    h = W x + b,   z_j = h_j if h_j is among the k largest of the sample, else 0,   x^ = d(z),   min loss(x, x^).
+
+    Paper: Makhzani & Frey 2013, arXiv:1312.5663. Deviations: the decoder has weights of its own, where the paper ties them
+    (`backbone="linear(tied=True)"` is the paper's model); hidden layers by default; alpha is 1 by default, where the paper takes up
+    to 3. Args (beside those of `BaseAE`):
         k: active latents in training.
         alpha: in evaluation mode and in `encode`, round(alpha * k) are kept (the paper's alpha >= 1).
         anneal: optimiser steps over which the kept number falls linearly from K to k (the paper's scheduling, which revives
