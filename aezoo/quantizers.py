@@ -90,7 +90,7 @@ class Quantizer(nn.Module):
         rows = fn.full(z).reshape(*z.shape[:2], -1).movedim(1, 2).contiguous()  # (B, C, *grid) -> (B, T, C)
         with full_precision(z):
             q, indices, terms, counts = self.quantize(rows)
-            metrics = used(counts, len(z))
+            metrics = used(counts, z.shape[0])
         z_q = q.movedim(2, 1).reshape(z.shape).to(z.dtype)
         return Quantized(z_q, indices.reshape(z.shape[0], *z.shape[2:], *indices.shape[2:]), terms, metrics)
 
