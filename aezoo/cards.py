@@ -97,7 +97,7 @@ def model_card(model: BaseAE, run: Path | None, *, name: str | None = None, lice
             task_type=task or "other", dataset_type=ON_HUB.get(source, source), dataset_name=evaluation["data"],
             metric_type=key, metric_name=_metric(key, model), metric_value=float(f"{value['mean']:.6g}"),
         )
-        for key, value in evaluation["metrics"].items() if key != "samples" and math.isfinite(value["mean"])
+        for key, value in evaluation["metrics"].items() if key != "samples"
     ]  # fmt: skip
     data = ModelCardData(
         license=license,
@@ -143,9 +143,13 @@ def _evaluation(run: Path | None) -> dict[str, Any]:
     found = read_json(path)
     if isinstance(found, dict) and found.get("weights", sha256(run / WEIGHTS)) != sha256(run / WEIGHTS):
         return {"data": "", "metrics": {}}  # figures of other weights: the run went on after it was evaluated
-    metrics = found.get("metrics") if isinstance(found, dict) else None
-    if not isinstance(metrics, dict) or not all(isinstance(v, dict) and isinstance(v.get("mean"), (int, float)) for v in metrics.values()):  # fmt: skip
+    metrics: Any = found.get("metrics") if isinstance(found, dict) else None
+    rows = metrics.values() if isinstance(metrics, dict) else [None]
+    if not all(isinstance(row, dict) and isinstance(row.get("mean", ""), (int, float, type(None))) for row in rows):
         raise ValueError(f"{path} is damaged: no metrics as 'aezoo evaluate' writes them; run that again")
+    metrics = {
+        k: v for k, v in metrics.items() if v["mean"] is not None and math.isfinite(v["mean"])
+    }  # null: no figure
     return {"data": without_paths(str(found.get("data", ""))), "metrics": metrics}
 
 

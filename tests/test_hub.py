@@ -426,6 +426,10 @@ def test_figures_of_other_weights_are_left_out(run, tmp_path):
     model.save_pretrained(folder)
     text = write_card(folder).read_text()
     assert "None recorded of these weights" in text and "model-index" not in text
+    told = {"data": "x", "metrics": {"mse": {"mean": 0.5, "stderr": None}, "fvu": {"mean": None, "stderr": None}}}
+    (folder / "evaluation.json").write_text(json.dumps(told))  # null: a figure that has no value
+    text = write_card(folder, overwrite=True).read_text()
+    assert "| mse | 0.5 |  |" in text and "fvu" not in text
     (folder / "evaluation.json").write_text('{"metrics": [1]}')
     with pytest.raises(ValueError, match=r"evaluation.json is damaged"):
         write_card(folder, overwrite=True)
