@@ -71,7 +71,7 @@ def check(names: Iterable[str], device: str = "auto", seed: int = 0) -> Iterator
 
 
 def _check_one(name: str, device: str, seed: int, began: float) -> Check:
-    from .cli_find import built
+    from .commands.find import built
     from .data import DATASETS, load_data
     from .evaluation import evaluate
     from .flags import train_config

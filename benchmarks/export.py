@@ -22,7 +22,7 @@ import torch
 
 import aezoo
 from aezoo import zoo
-from aezoo.cli_find import built
+from aezoo.commands.find import built
 from aezoo.flags import train_config
 
 HEAD = ("model", "recipe", "sample", "code", "format", "encoder", "decoder", "reconstruct", "MiB", "s")

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .flags import command_parser, parse, run_file
+from ..flags import command_parser, parse, run_file
 
 
 def command_convert(argv: Sequence[str]) -> None:
     """To and from other libraries' files: aezoo convert RUN OUT --to saelens | FOLDER OUT --from auto | FILE.pt OUT.safetensors"""
-    from .interop import FORMATS
+    from ..interop import FORMATS
 
     names = ", ".join(FORMATS)
     parser = command_parser(
@@ -44,7 +44,7 @@ def command_convert(argv: Sequence[str]) -> None:
 
 
 def _tensors(o: Any) -> None:
-    from .convert import convert
+    from ..convert import convert
 
     if Path(o.source).expanduser().is_dir():
         raise ValueError(
@@ -59,8 +59,8 @@ def _tensors(o: Any) -> None:
 
 
 def _model(text: str, out: Path, source: str | None, to: str | None, shape: list[int] | None, overwrite: bool) -> None:
-    from .hub import from_pretrained
-    from .interop import load_foreign, module, save_foreign
+    from ..hub import from_pretrained
+    from ..interop import load_foreign, module, save_foreign
 
     if to is not None:
         module(to)  # an unknown name is an error before anything is read

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .flags import command_parser, parse, run_file
+from ..flags import command_parser, parse, run_file
 
 
 def command_export(argv: Sequence[str]) -> None:
     """A model as ONNX or torch.export file: aezoo export RUN [--format onnx|torch-export] [--part all|encoder|decoder|reconstruct]"""
-    from .exporting import PARTS, SUFFIX, export
-    from .hub import from_pretrained
-    from .registry import choice
+    from ..exporting import PARTS, SUFFIX, export
+    from ..hub import from_pretrained
+    from ..registry import choice
 
     parser = command_parser(
         "export",

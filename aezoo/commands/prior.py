@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import recipes
-from .flags import command_parser, data_options, parse, run_file
+from .. import recipes
+from ..flags import command_parser, data_options, parse, run_file
 
 
 def command_fit_prior(argv: Sequence[str]) -> None:
     """A prior for a trained model's codes: aezoo fit-prior RUN [--kind "gmm(components=10)"] [--data SOURCE --data.KEY VALUE]"""
     import torch
 
-    from .data import load_data
-    from .hub import from_pretrained
-    from .index_prior import IndexPrior
-    from .prior_fitting import codes, fit_prior
-    from .priors import PRIORS
+    from ..data import load_data
+    from ..hub import from_pretrained
+    from ..index_prior import IndexPrior
+    from ..prior_fitting import codes, fit_prior
+    from ..priors import PRIORS
 
     parser = command_parser(
         "fit-prior",
@@ -56,7 +56,7 @@ def command_fit_prior(argv: Sequence[str]) -> None:
 
 def trained_on(config: dict[str, dict[str, Any]]) -> tuple[Any, Any, str]:
     """What a run was trained on, what it held out of that (or None), and both in words."""
-    from .data import load_data
+    from ..data import load_data
 
     data, train = config.get("data", {}), config.get("train", {})
     if data.get("source") is None:

@@ -6,16 +6,16 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from .flags import command_parser, parse, train_config
-from .randomness import checked_seed
-from .registry import create_model
+from ..flags import command_parser, parse, train_config
+from ..randomness import checked_seed
+from ..registry import create_model
 
 
 def built(config: dict[str, dict[str, Any]], resume: bool = False) -> tuple[Any, Any]:
     """(model, source) of a complete configuration; the weights depend on its seed. Raises ValueError without data."""
     import torch
 
-    from .data import load_data
+    from ..data import load_data
 
     if config["data"].get("source") is None:
         given = (
@@ -45,7 +45,7 @@ def _split(argv: Sequence[str], own: Sequence[str]) -> tuple[list[str], list[str
 
 def command_find_lr(argv: Sequence[str]) -> None:
     """A learning rate by a range test: aezoo find-lr [RECIPE|FILE.yaml] [flags as train] [--picture lr.png]"""
-    from .train.range_test import find_lr
+    from ..train.range_test import find_lr
 
     parser = command_parser(
         "find-lr",
@@ -64,7 +64,7 @@ def command_find_lr(argv: Sequence[str]) -> None:
     model, source = built(config, resume)
     taken = {k: v for k, v in config["train"].items() if k in inspect.signature(find_lr).parameters and k != "steps"}
     if taken["batch_size"] == "auto":
-        from .train.find import find_batch_size
+        from ..train.find import find_batch_size
 
         taken["batch_size"] = find_batch_size(model, source, optimizer=taken["optimizer"], device=taken["device"])
     result = find_lr(model, source, lowest=o.lowest, highest=o.highest, steps=o.steps, **taken)
@@ -80,7 +80,7 @@ def command_find_lr(argv: Sequence[str]) -> None:
 
 def command_find_batch(argv: Sequence[str]) -> None:
     """The largest batch that fits into memory: aezoo find-batch [RECIPE|FILE.yaml] [flags as train] [--headroom 0.8]"""
-    from .train.find import said, search
+    from ..train.find import said, search
 
     parser = command_parser(
         "find-batch",

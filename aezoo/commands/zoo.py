@@ -7,13 +7,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from .flags import command_parser, parse
-from .randomness import checked_seed
+from ..flags import command_parser, parse
+from ..randomness import checked_seed
 
 
 def command_zoo(argv: Sequence[str]) -> None:
     """Train every model by its recipe and print what each learned: aezoo zoo --check [PATTERN ...]"""
-    from . import zoo
+    from .. import zoo
 
     parser = command_parser(
         "zoo",

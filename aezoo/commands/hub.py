@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .flags import command_parser, parse, run_file
+from ..flags import command_parser, parse, run_file
 
 
 def command_push(argv: Sequence[str]) -> None:
     """A run's model to the Hugging Face hub, with a card: aezoo push RUN user/name [--license mit] [--private] [--dry_run]"""
-    from .hub import FILES, push
+    from ..hub import FILES, push
 
     parser = command_parser(
         "push",
@@ -34,7 +34,7 @@ def command_push(argv: Sequence[str]) -> None:
 
 def command_pull(argv: Sequence[str]) -> None:
     """A model from the Hugging Face hub: aezoo pull user/name[@revision] [--out DIR]"""
-    from .hub import FILES, pull
+    from ..hub import FILES, pull
 
     parser = command_parser(
         "pull",
@@ -53,7 +53,7 @@ def command_pull(argv: Sequence[str]) -> None:
 
 def command_card(argv: Sequence[str]) -> None:
     """A model card in the run folder, to edit before push: aezoo card RUN [--license mit] [--name user/name] [--overwrite]"""
-    from .cards import write_card
+    from ..cards import write_card
 
     parser = command_parser(
         "card",

@@ -1,0 +1,1 @@
+"""The commands of `aezoo`, one file for each group; `aezoo.cli` names them all."""
