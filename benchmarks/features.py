@@ -93,7 +93,12 @@ def judged(z: Tensor, y: Tensor, z_test: Tensor, y_test: Tensor, seed: int) -> d
     if z.shape[1] >= WIDE and len(z) > FITTED:
         z, y = z[:FITTED], y[:FITTED]
     scores, line = probe_report(z, y, z_test, y_test, seed=seed, progress=False)
-    return {"scores": {k: [None if v != v else v for v in scores[k]] for k in NAMES}, "line": line, "size": z.shape[1], "fitted": len(z)}
+    return {
+        "scores": {k: [None if v != v else v for v in scores[k]] for k in NAMES},
+        "line": line,
+        "size": z.shape[1],
+        "fitted": len(z),
+    }
 
 
 def measure(data: str, o: argparse.Namespace, rows: list[dict[str, Any]], file: Path) -> None:
@@ -118,7 +123,11 @@ def measure(data: str, o: argparse.Namespace, rows: list[dict[str, Any]], file: 
                 z, z_test = pca(z, z_test, SIZE)
                 fit_seconds = time.perf_counter() - began
         found = judged(z, y, z_test, y_test, seed)
-        where = torch.cuda.get_device_name(place) if place.type == "cuda" else f"{processor()}, {torch.get_num_threads()} threads"
+        where = (
+            torch.cuda.get_device_name(place)
+            if place.type == "cuda"
+            else f"{processor()}, {torch.get_num_threads()} threads"
+        )
         rows.append({
             "data": data, "features": name, "seed": seed, **found, "fit_seconds": fit_seconds,
             "seconds": time.perf_counter() - began, "hardware": where, "torch": torch.__version__,
@@ -149,7 +158,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         "of 128 samples (`conv_ae`: 1,000), Adam at 2e-3 falling by a cosine. ± is the standard deviation over seeds (training, order, k-means "
         "starts); in brackets, where nothing is drawn, the binomial standard error over the test images. Linear probe: multinomial "
         "logistic regression on standardised features. k-NN: the majority of the 10 nearest by angle. Both are fitted to the training "
-        f"set (features of {WIDE:,} numbers and more: to its first {FITTED:,} samples, see \"fitted\") and judged on the 10,000 test "
+        f'set (features of {WIDE:,} numbers and more: to its first {FITTED:,} samples, see "fitted") and judged on the 10,000 test '
         "images. k-means: ten clusters of the test images' features, the best of ten starts; accuracy by the best assignment of clusters to "
         "classes.",
         "",
@@ -158,7 +167,11 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         of = [r for r in rows if r["data"] == data]
         if not of:
             continue
-        lines += [f"## {title}", "", "| features | numbers | fitted | seeds | " + " | ".join(HEADS) + " | training, s | all, s |"]
+        lines += [
+            f"## {title}",
+            "",
+            "| features | numbers | fitted | seeds | " + " | ".join(HEADS) + " | training, s | all, s |",
+        ]
         lines.append("|---|" + "---:|" * 9)
         for name in ("pixels", "pca", *MODELS):
             some = [r for r in of if r["features"] == name]
@@ -180,12 +193,18 @@ def main() -> None:
     o = parse()
     unknown = [s for s in o.only.split(",") if s not in SETS] + [m for m in o.models.split(",") if m not in MODELS]
     if unknown or not o.data:
-        raise SystemExit(f"--only takes {', '.join(SETS)}, --models {', '.join(MODELS)}; --data the folder of the data sets")
+        raise SystemExit(
+            f"--only takes {', '.join(SETS)}, --models {', '.join(MODELS)}; --data the folder of the data sets"
+        )
     o.out.mkdir(parents=True, exist_ok=True)
     file = o.out / "features.json"
     rows: list[dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else []
     if o.fresh:
-        rows = [r for r in rows if r["data"] not in o.only.split(",") or r["features"] not in ("pixels", "pca", *o.models.split(","))]
+        rows = [
+            r
+            for r in rows
+            if r["data"] not in o.only.split(",") or r["features"] not in ("pixels", "pca", *o.models.split(","))
+        ]
     for data in o.only.split(","):
         measure(data, o, rows, file)
         (o.out / "FEATURES.md").write_text(markdown(rows))

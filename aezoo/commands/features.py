@@ -25,7 +25,9 @@ def command_features(argv: Sequence[str]) -> None:
     )
     parser.add_argument("run")
     parser.add_argument("--data", type=str | None, default=None, help="another source than the run's own")
-    parser.add_argument("--layer", type=str | None, default=None, help="a submodule, as in encoder.2, instead of the code")
+    parser.add_argument(
+        "--layer", type=str | None, default=None, help="a submodule, as in encoder.2, instead of the code"
+    )
     parser.add_argument("--pool", type=str, default="none", help="none, or mean: over all axes behind the channels")
     parser.add_argument("--batch_size", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)
@@ -62,7 +64,9 @@ def command_features(argv: Sequence[str]) -> None:
         z_fit, y_fit = read(fit)
         arrays |= {"x_fit": z_fit, **({} if y_fit is None else {"y_fit": y_fit})}
     _save(out, arrays)
-    print(f"{out}: x {tuple(z.shape)}, {o.layer or 'the codes'} of {model.name} on {what}{'' if y is None else ', and labels y'}")
+    print(
+        f"{out}: x {tuple(z.shape)}, {o.layer or 'the codes'} of {model.name} on {what}{'' if y is None else ', and labels y'}"
+    )
     if y is None or y.dim() != 1 or y.is_floating_point():
         has = "no labels" if y is None else f"labels of shape {tuple(y.shape)} and {y.dtype}"
         print(f"no report: it takes one whole-number label for each sample, and the data has {has}")

@@ -54,11 +54,17 @@ def command_traverse(argv: Sequence[str]) -> None:
     )
     parser.add_argument("run")
     parser.add_argument("sample", nargs="?", default=None, help=f"{SAMPLE}; by default the mean code")
-    parser.add_argument("--dims", type=str | None, default=None, help=f"as in 0,1,2; by default the {MOST} that vary most")
+    parser.add_argument(
+        "--dims", type=str | None, default=None, help=f"as in 0,1,2; by default the {MOST} that vary most"
+    )
     parser.add_argument("--steps", type=int, default=9)
-    parser.add_argument("--scale", type=str | None, default=None, help=f"{', '.join(SCALES)}; data if --data is given, else prior")
+    parser.add_argument(
+        "--scale", type=str | None, default=None, help=f"{', '.join(SCALES)}; data if --data is given, else prior"
+    )
     parser.add_argument("--span", type=float, default=3.0, help="standard deviations to either side (prior, posterior)")
-    parser.add_argument("--data", type=str | None, default=None, help="source whose 1 % and 99 % quantiles are the range")
+    parser.add_argument(
+        "--data", type=str | None, default=None, help="source whose 1 % and 99 % quantiles are the range"
+    )
     parser.add_argument("--condition", type=int | None, default=None, help="label, on models that take one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=str | None, default=None, help="by default RUN/traversal.png")
@@ -108,9 +114,7 @@ def sample_of(model: Any, text: str) -> Any:
     path = Path(name).expanduser()
     if not path.exists() and name not in DATASETS:
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise FileNotFoundError(
-            f"no file or data set {name!r}.{nearest(path.name, beside) or nearest(name, DATASETS)}"
-        )
+        raise FileNotFoundError(f"no file or data set {name!r}.{nearest(path.name, beside) or nearest(name, DATASETS)}")
     if path.is_file() and path.suffix.lower() in IMAGE_ENDINGS:
         channels = shape[0] if len(shape) == 3 else 1
         if len(shape) not in (2, 3) or not is_image(shape) or channels not in (1, 3):
@@ -135,7 +139,11 @@ def _write(x: Any, out: Path, names: Sequence[str], seconds: float, model: Any) 
 
     x = x.detach().cpu().float()
     out.parent.mkdir(parents=True, exist_ok=True)
-    like = torch.tensor([0.0, 1.0]).view(2, *[1] * len(model.input_shape)) if model.likelihood.support or _unit(x) else None
+    like = (
+        torch.tensor([0.0, 1.0]).view(2, *[1] * len(model.input_shape))
+        if model.likelihood.support or _unit(x)
+        else None
+    )
     like = like if is_image(x.shape[2:]) else None
     if out.suffix.lower() == ".npy":
         np.save(out, (x if len(x) > 1 else x[0]).numpy())

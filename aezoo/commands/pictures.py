@@ -115,7 +115,9 @@ def command_sample(argv: Sequence[str]) -> None:
     parser = command_parser("sample", "Draws samples from a generative model and writes them as one picture.")
     parser.add_argument("run")
     parser.add_argument("-n", type=int, default=64)
-    parser.add_argument("--condition", type=int | None, default=None, help="label of all samples, on models that take one")
+    parser.add_argument(
+        "--condition", type=int | None, default=None, help="label of all samples, on models that take one"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default=None, help="picture to write, by default RUN/samples.png")
     o = parse(parser, argv)

@@ -123,7 +123,9 @@ class _Rows:
 
     def done(self) -> Tensor:
         if self.rows is None:
-            raise ValueError("the data gives no batch: a DataLoader with drop_last=True and fewer samples than a batch?")
+            raise ValueError(
+                "the data gives no batch: a DataLoader with drop_last=True and fewer samples than a batch?"
+            )
         return self.rows[: self.filled]
 
 
@@ -149,7 +151,9 @@ def named_layer(model: BaseAE, layer: str) -> nn.Module:
     """The submodule of that name. Raises ValueError with the nearest name that there is."""
     modules = {name: module for name, module in model.named_modules() if name}
     if not isinstance(layer, str) or layer not in modules:
-        raise ValueError(f"layer={layer!r} is no submodule of this {model.name}; {_some(modules)}.{nearest(layer, modules)}")
+        raise ValueError(
+            f"layer={layer!r} is no submodule of this {model.name}; {_some(modules)}.{nearest(layer, modules)}"
+        )
     return modules[layer]
 
 
@@ -235,7 +239,9 @@ def probe_report(
         raise ValueError("z_test and y_test go together: codes to judge, and their labels")
     if z_test is None:
         if len(z) < 4:
-            raise ValueError(f"{len(z)} samples are too few to fit to one half and judge on the other; it takes at least 4")
+            raise ValueError(
+                f"{len(z)} samples are too few to fit to one half and judge on the other; it takes at least 4"
+            )
         order = torch.randperm(len(z), generator=torch.Generator().manual_seed(seed)).to(z.device)
         fit, judge = order[: len(z) // 2], order[len(z) // 2 :]
         whole, parts = (z, y), (z[fit], y[fit], z[judge], y[judge])

@@ -39,7 +39,9 @@ def save_grid(x: Tensor, path: str | Path, names: Sequence[str] = (), like: Tens
         return path
     height, width = shown[0].shape[2:]
     cell = max(0.45, 10.0 / max(steps, 12))
-    fig = pictures.figure(cell * steps + 0.09 * max((len(n) for n in names), default=0) + 0.3, cell * height / width * rows + 0.2)
+    fig = pictures.figure(
+        cell * steps + 0.09 * max((len(n) for n in names), default=0) + 0.3, cell * height / width * rows + 0.2
+    )
     for i, row in enumerate(shown):
         ax = fig.add_subplot(rows, 1, i + 1)
         ax.imshow(pictures.grid([row], smallest=64), interpolation="nearest", aspect="equal")
@@ -115,7 +117,9 @@ def _drawn(x: Tensor) -> list[Any]:
         ax = fig.add_subplot()
         ax.plot(curve.numpy(), color="#1b6ca8", linewidth=1.5)
         ax.set_ylim(low - gap, high + gap)
-        pictures.plain_axes(ax, f"step {i + 1} of {len(curves)}{pictures._shown_of(x.shape[1:])}", pictures._axis_of(x.shape[1:]))
+        pictures.plain_axes(
+            ax, f"step {i + 1} of {len(curves)}{pictures._shown_of(x.shape[1:])}", pictures._axis_of(x.shape[1:])
+        )
         fig.canvas.draw()
         frames.append(Image.fromarray(_pixels(fig)).convert("RGB"))
     return frames

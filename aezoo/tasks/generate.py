@@ -230,9 +230,7 @@ def _reconstructed(model: BaseAE, x: Tensor, given: dict[str, Tensor]) -> Tensor
 # -------------------------------------------------------------------------------------------------- ways between codes
 
 
-def _space(
-    model: BaseAE, given: dict[str, Tensor]
-) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+def _space(model: BaseAE, given: dict[str, Tensor]) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     """(x -> what is interpolated, that -> codes)."""
     if getattr(model, "index_prior", False):  # a blend of two code vectors is no code: quantise what the encoder says
         return (
@@ -257,7 +255,9 @@ def _way(model: BaseAE, a: Tensor, b: Tensor, t: Tensor, path: str) -> Tensor:
     else:
         categories = _categories(model)
         sizes, ways = [k - categories, categories], [path, "linear"]
-    parts = [PATHS[way](p.to(t.dtype), q.to(t.dtype), t) for way, p, q in zip(ways, a.split(sizes, 1), b.split(sizes, 1))]
+    parts = [
+        PATHS[way](p.to(t.dtype), q.to(t.dtype), t) for way, p, q in zip(ways, a.split(sizes, 1), b.split(sizes, 1))
+    ]
     whole = torch.cat(parts, 2)
     if isinstance(model, SVAE):
         whole = F.normalize(whole, dim=2)
@@ -309,7 +309,14 @@ def _checked_dims(model: BaseAE, dims: Any, k: int, free: range) -> list[int]:
 
 
 def _range(
-    model: BaseAE, x: Tensor | None, scale: str, span: float, data: Any, quantiles: Any, given: dict[str, Tensor], seed: int
+    model: BaseAE,
+    x: Tensor | None,
+    scale: str,
+    span: float,
+    data: Any,
+    quantiles: Any,
+    given: dict[str, Tensor],
+    seed: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(lowest value of each latent, highest, mean, deviation), (K,) each, float64 on the CPU."""
     if scale == "data":
