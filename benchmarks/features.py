@@ -1,6 +1,7 @@
 """How much codes tell of labels: linear probe, k-NN and k-means on codes of five models, beside raw pixels and PCA of the same size.
 
     python benchmarks/features.py --data ROOT                         every data set, model and seed that has no figures yet
+    python benchmarks/features.py --data ROOT --minutes 12            stops before a run that would begin later; run it again to go on
     python benchmarks/features.py --data ROOT --only mnist --fresh    one data set, anew
 
 ROOT holds MNIST and FashionMNIST as torchvision lays them out, and cifar10 likewise or as cifar10-train.npz and cifar10-test.npz (x uint8
@@ -16,6 +17,8 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +42,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "conv_ae": {"backbone": "conv(widths=(16, 32), activation='silu')"},
     "k_sparse_ae": {"backbone": "linear", "latent_dim": 1024, "k": 25, "anneal": 500},
 }
-STEPS = {"conv_ae": 1000}  # optimiser steps of 128 samples; the others 2,000
+STEPS = {"conv_ae": 500}  # optimiser steps of 128 samples; the others 1,000
 NAMES = ("linear_probe_accuracy", "knn_accuracy", "kmeans_accuracy", "kmeans_nmi")
 HEADS = ("linear probe, %", "k-NN, %", "k-means, %", "k-means, NMI")
+BASELINES = ("pca", "pixels")
 WIDE = 1024  # features from which probes are fitted to FITTED samples only
 FITTED = 20_000
 
@@ -51,8 +55,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", default=os.environ.get("AEZOO_DATA"), help="folder that holds the data sets")
     parser.add_argument("--only", default=",".join(SETS), help="data sets, with commas between")
     parser.add_argument("--models", default=",".join(MODELS), help="models, with commas between")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--seeds", type=int, default=3, help="all data sets by the first seed, then all by the next")
+    parser.add_argument("--share", type=float, default=1.0, help="of the training steps")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="no run is begun after these")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--fresh", action="store_true", help="measure again what has figures already")
     parser.add_argument("--out", type=Path, default=HERE, help="folder for features.json and FEATURES.md")
@@ -64,25 +69,36 @@ def loaded(name: str, split: str, root: str) -> Any:
     return aezoo.load_data(str(file)) if file.is_file() else aezoo.load_data(name, split=split, root=root)
 
 
-def pixels(source: Any) -> Tensor:
-    """(N, D) in [0, 1]."""
-    batch = source.peek(len(source), torch.device("cpu"))
-    return batch.x.flatten(1)
+def flat(source: Any, n: int | None = None) -> Iterator[Tensor]:
+    """The first n samples in parts, (B, D) in [0, 1]."""
+    plan = torch.arange(min(n or len(source), len(source))).split(2000)
+    return (batch.x.flatten(1) for batch in source.batches(list(plan), torch.device("cpu")))
 
 
-def pca(train: Tensor, test: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Coordinates on the first principal components of the training set, exactly."""
-    mean = train.mean(0)
-    centred = train - mean
-    vectors = torch.linalg.eigh((centred.T @ centred).double()).eigenvectors[:, -size:].float()
-    return centred @ vectors, (test - mean) @ vectors
+def pixels(train: Any, test: Any) -> tuple[Tensor, Tensor]:
+    """Training samples, as many as are fitted to, and test samples: (M, D), (N, D)."""
+    wide = math.prod(train.shape) >= WIDE
+    return torch.cat([*flat(train, FITTED if wide else None)]), torch.cat([*flat(test)])
 
 
-def trained(name: str, source: Any, seed: int, steps: int, device: str) -> Any:
+def pca(train: Any, test: Any) -> tuple[Tensor, Tensor]:
+    """Coordinates on the first principal components of the training set, exactly: (M, SIZE), (N, SIZE)."""
+    mean = sum(x.double().sum(0) for x in flat(train)) / len(train)
+    scatter = sum((x - mean).T @ (x - mean) for x in flat(train))
+    vectors = torch.linalg.eigh(scatter).eigenvectors[:, -SIZE:]
+    first, second = (torch.cat([((x - mean) @ vectors).float() for x in flat(source)]) for source in (train, test))
+    return first, second
+
+
+def steps_of(name: str, share: float) -> int:
+    return max(2, round(share * STEPS.get(name, 1000)))
+
+
+def trained(name: str, source: Any, seed: int, share: float, device: str) -> Any:
     torch.manual_seed(seed)
     model = aezoo.create_model(name, input_shape=source.shape, **{"latent_dim": SIZE, **MODELS[name]})
     aezoo.fit(
-        model, source, steps=STEPS.get(name, steps) if steps == 2000 else steps, batch_size=128, lr=2e-3, schedule="cosine",
+        model, source, steps=steps_of(name, share), batch_size=128, lr=2e-3, schedule="cosine",
         seed=seed, device=device, precision="fp32", progress=False,
     )  # fmt: skip
     return model
@@ -101,40 +117,25 @@ def judged(z: Tensor, y: Tensor, z_test: Tensor, y_test: Tensor, seed: int) -> d
     }
 
 
-def measure(data: str, o: argparse.Namespace, rows: list[dict[str, Any]], file: Path) -> None:
-    """Appends a row for each model and seed of one data set that has none."""
-    train, test = (loaded(data, split, o.data) for split in ("train", "test"))
-    y, y_test = (s.labels.long() for s in (train, test))
-    wanted = [(name, 0) for name in ("pixels", "pca")]
-    wanted += [(name, seed) for seed in range(o.seeds) for name in o.models.split(",")]
-    done = {(r["data"], r["features"], r["seed"]) for r in rows}
-    bar = tqdm([w for w in wanted if (data, *w) not in done], data)
-    for name, seed in bar:
-        bar.set_postfix_str(f"{name}, seed {seed}")
-        began = time.perf_counter()
-        if name in MODELS:
-            model = trained(name, train, seed, o.steps, o.device)
-            fit_seconds = time.perf_counter() - began
-            z, z_test = (aezoo.features(model, s, device=o.device, progress=False) for s in (train, test))
-            place = next(model.parameters()).device
-        else:
-            z, z_test, fit_seconds, place = pixels(train), pixels(test), 0.0, torch.device("cpu")
-            if name == "pca":
-                z, z_test = pca(z, z_test, SIZE)
-                fit_seconds = time.perf_counter() - began
-        found = judged(z, y, z_test, y_test, seed)
-        where = (
-            torch.cuda.get_device_name(place)
-            if place.type == "cuda"
-            else f"{processor()}, {torch.get_num_threads()} threads"
-        )
-        rows.append({
-            "data": data, "features": name, "seed": seed, **found, "fit_seconds": fit_seconds,
-            "seconds": time.perf_counter() - began, "hardware": where, "torch": torch.__version__,
-            "steps": 0 if name not in MODELS else STEPS.get(name, o.steps) if o.steps == 2000 else o.steps,
-        })  # fmt: skip
-        write_json(file, rows)
-        tqdm.write(f"{data} {name} seed {seed}: {found['line']} ({rows[-1]['seconds']:.0f} s)")
+def measured(data: str, name: str, seed: int, train: Any, test: Any, o: argparse.Namespace) -> dict[str, Any]:
+    """The row of one data set, one kind of features and one seed."""
+    began = time.perf_counter()
+    place = torch.device("cpu")
+    if name in MODELS:
+        model = trained(name, train, seed, o.share, o.device)
+        place, fitted = next(model.parameters()).device, time.perf_counter()
+        z, z_test = (aezoo.features(model, s, device=o.device, progress=False) for s in (train, test))
+    else:
+        z, z_test = pca(train, test) if name == "pca" else pixels(train, test)
+        fitted = time.perf_counter() if name == "pca" else began
+    found = judged(z, train.labels.long()[: len(z)], z_test, test.labels.long(), seed)
+    cuda = place.type == "cuda"
+    where = torch.cuda.get_device_name(place) if cuda else f"{processor()}, {torch.get_num_threads()} threads"
+    return {
+        "data": data, "features": name, "seed": seed, **found, "fit_seconds": fitted - began,
+        "seconds": time.perf_counter() - began, "hardware": where, "torch": torch.__version__,
+        "steps": steps_of(name, o.share) if name in MODELS else 0,
+    }  # fmt: skip
 
 
 def figure(rows: list[dict[str, Any]], name: str) -> str:
@@ -154,8 +155,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     lines = [
         "# What codes tell of labels",
         "",
-        "Written by `python benchmarks/features.py --data ROOT`. Models are trained on the training images without their labels, 2,000 steps "
-        "of 128 samples (`conv_ae`: 1,000), Adam at 2e-3 falling by a cosine. ± is the standard deviation over seeds (training, order, k-means "
+        "Written by `python benchmarks/features.py --data ROOT`. Models are trained on the training images without their labels, 1,000 steps "
+        "of 128 samples (`conv_ae`: 500), Adam at 2e-3 falling by a cosine. ± is the standard deviation over seeds (training, order, k-means "
         "starts); in brackets, where nothing is drawn, the binomial standard error over the test images. Linear probe: multinomial "
         "logistic regression on standardised features. k-NN: the majority of the 10 nearest by angle. Both are fitted to the training "
         f'set (features of {WIDE:,} numbers and more: to its first {FITTED:,} samples, see "fitted") and judged on the 10,000 test '
@@ -203,10 +204,19 @@ def main() -> None:
         rows = [
             r
             for r in rows
-            if r["data"] not in o.only.split(",") or r["features"] not in ("pixels", "pca", *o.models.split(","))
+            if r["data"] not in o.only.split(",") or r["features"] not in (*BASELINES, *o.models.split(","))
         ]
-    for data in o.only.split(","):
-        measure(data, o, rows, file)
+    began, sets = time.perf_counter(), o.only.split(",")
+    done = {(r["data"], r["features"], r["seed"]) for r in rows}
+    todo = [(d, f, 0) for d in sets for f in (*o.models.split(","), *BASELINES)]
+    todo += [(d, f, seed) for seed in range(1, o.seeds) for d in sets for f in o.models.split(",")]
+    read = lru_cache(lambda d: (loaded(d, "train", o.data), loaded(d, "test", o.data)))
+    for data, name, seed in tqdm([t for t in todo if t not in done], "features"):
+        if time.perf_counter() - began > 60 * o.minutes:
+            break
+        rows.append(measured(data, name, seed, *read(data), o))
+        tqdm.write(f"{data} {name} seed {seed}: {rows[-1]['line']} ({rows[-1]['seconds']:.0f} s)")
+        write_json(file, rows)
         (o.out / "FEATURES.md").write_text(markdown(rows))
     print(markdown(rows))
 

@@ -63,8 +63,19 @@ def test_fewer_rows_than_promised_and_more():
     twice = torch.utils.data.DataLoader(pairs, sampler=[*range(40), *range(40)], batch_size=16)
     z = take(model, twice)
     assert len(z) == 80 and torch.allclose(z[:40], z[40:], atol=1e-6)
+    with pytest.raises(ValueError, match="without samples"):
+        take(model, torch.utils.data.DataLoader(pairs, batch_size=64, drop_last=True))
+
+    class Once:  # a sampler that has nothing more to give after it was looked at
+        def __init__(self):
+            self.left = [0, 1, 2]
+
+        def __iter__(self):
+            left, self.left = self.left, []
+            return iter(left)
+
     with pytest.raises(ValueError, match="gives no batch"):
-        take(model, torch.utils.data.DataLoader(pairs, sampler=[], batch_size=16))
+        take(model, torch.utils.data.DataLoader(pairs, sampler=Once(), batch_size=3))
     assert take(model, X[:1]).shape == (1, 4)
 
 
