@@ -44,8 +44,9 @@ def command_interpolate(argv: Sequence[str]) -> None:
 
 def command_traverse(argv: Sequence[str]) -> None:
     """What each latent does: aezoo traverse RUN [SAMPLE] [--dims 0,1,2 --scale prior|posterior|data --out x.png]"""
+    from ..data import load_data
     from ..hub import from_pretrained
-    from ..tasks.generate import MOST, SCALES, traverse
+    from ..tasks.generate import MOST, SCALES, traversed
 
     parser = command_parser(
         "traverse",
@@ -74,13 +75,20 @@ def command_traverse(argv: Sequence[str]) -> None:
     model = from_pretrained(o.run)
     dims = None if o.dims is None else _dims(o.dims)
     sample = None if o.sample is None else sample_of(model, o.sample)
-    x = traverse(
-        model, sample, dims, steps=o.steps, scale=o.scale, span=o.span, data=o.data, condition=o.condition, seed=o.seed
-    )
-    names = [f"latent {d}" for d in dims] if dims else []
-    _write(x, out, names, 2.0, model)
-    which = f"latents {', '.join(map(str, dims))}" if dims else f"the {len(x)} latents that vary most"
-    print(f"{out}: {which} of {model.name}, {x.shape[1]} steps each")
+    data = None if o.data is None else load_data(o.data, **_fitted(model, o.data))
+    x, dims = traversed(
+        model, sample, dims, steps=o.steps, scale=o.scale, span=o.span, data=data, quantiles=(0.01, 0.99),
+        condition=o.condition, seed=o.seed,
+    )  # fmt: skip
+    _write(x, out, [f"latent {d}" for d in dims], 2.0, model)
+    print(f"{out}: latent{'s' * (len(dims) > 1)} {', '.join(map(str, dims))} of {model.name}, {x.shape[1]} steps each")
+
+
+def _fitted(model: Any, text: str) -> dict[str, Any]:
+    """Keywords of `load_data` by which a folder of pictures is fitted to the model."""
+    shape = model.input_shape
+    pictures = Path(text).is_dir() and len(shape) == 3 and shape[0] in (1, 3)
+    return {"size": tuple(shape[1:]), "channels": shape[0]} if pictures else {}
 
 
 def _dims(text: str) -> list[int]:
@@ -100,7 +108,7 @@ def _out(text: str | None, default: Path, endings: Sequence[str]) -> Path:
 def sample_of(model: Any, text: str) -> Any:
     """One sample (*input_shape) in the model's dtype, from an image, a file of arrays, or a data set; "NAME:3" is the sample at position 3.
 
-    Raises FileNotFoundError, ValueError or IndexError's ValueError for what is none, or more than one."""
+    Raises FileNotFoundError or ValueError for what is none, or more than one."""
     import torch
 
     from ..data import DATASETS, load_data

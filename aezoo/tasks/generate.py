@@ -118,6 +118,25 @@ def traverse(
     Raises ValueError or TypeError for samples that do not fit, dims that are not there or never move, models without what `scale` needs, and models
     where one number of the code has no meaning of its own: those with a codebook, and `ladder_vae`, whose lower latents depend on the upper ones; for
     dims that are categories, too."""
+    return traversed(
+        model,
+        x,
+        dims,
+        steps=steps,
+        scale=scale,
+        span=span,
+        data=data,
+        quantiles=quantiles,
+        condition=condition,
+        seed=seed,
+    )[0]
+
+
+def traversed(
+    model: BaseAE, x: Any, dims: Any, *, steps: int, scale: str | None, span: float, data: Any, quantiles: Any, condition: Any,
+    seed: int,
+) -> tuple[Tensor, list[int]]:  # fmt: skip
+    """What `traverse` returns, and the dims that it moved."""
     _checked_model(model)
     if isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 2:
         raise ValueError(f"steps={steps!r} must be an integer of at least 2: a range has two ends")
@@ -136,7 +155,7 @@ def traverse(
         if sample is not None:
             _reconstructed(model, sample, given)
         low, high, middle, spread = _range(model, sample, scale, float(span), data, quantiles, given, seed)
-        base = middle if sample is None else model.encode(sample, **given).flatten(1)[0].double().cpu()
+        base = middle if sample is None else model.encode(sample, **given).flatten(1)[0].cpu().double()
         if named is None:
             order = spread[: len(free)].argsort(descending=True, stable=True)
             named = sorted(int(d) for d in order[:MOST] if high[d] > low[d])
@@ -156,7 +175,7 @@ def traverse(
         like = next(model.parameters())
         codes = z.flatten(0, 1).unflatten(1, model.latent_shape).to(like)
         each = {key: c.repeat_interleave(len(codes), 0) for key, c in given.items()}
-        return _decoded(model, codes, each).unflatten(0, (len(named), int(steps)))
+        return _decoded(model, codes, each).unflatten(0, (len(named), int(steps))), named
 
 
 # ------------------------------------------------------------------------------------------------------ what goes in
@@ -340,9 +359,9 @@ def _range(
         found = gaussian_posterior(model, x, given)
         if found is None:
             raise ValueError(f"{model.name} has no Gaussian posterior; take scale='data' with data=, or scale='prior'")
-        mu, std = found[0][0].flatten().double().cpu(), (0.5 * found[1][0].flatten().double().cpu()).exp()
+        mu, std = found[0][0].flatten().cpu().double(), (0.5 * found[1][0].flatten().cpu().double()).exp()
         if len(mu) < math.prod(model.latent_shape):  # categories follow
-            z = model.encode(x, **given).flatten(1)[0].double().cpu()
+            z = model.encode(x, **given).flatten(1)[0].cpu().double()
             mu, std = torch.cat([mu, z[len(mu) :]]), F.pad(std, (0, len(z) - len(mu)))
     else:
         if model.prior is None:
@@ -364,7 +383,7 @@ def _prior_moments(model: BaseAE, seed: int) -> tuple[Tensor, Tensor]:
         return torch.zeros(k, dtype=torch.float64), torch.ones(k, dtype=torch.float64)
     like = next(model.parameters())
     g = torch.Generator(like.device).manual_seed(seed)
-    z = model.prior.sample(DRAWS, model.latent_shape, like, g).flatten(1).double().cpu()
+    z = model.prior.sample(DRAWS, model.latent_shape, like, g).flatten(1).cpu().double()
     if not isinstance(model, SVAE):
         return z.mean(0), z.std(0)
     pole = torch.zeros(k, dtype=torch.float64)  # the mean of a uniform draw is no code
