@@ -46,7 +46,8 @@ def command_traverse(argv: Sequence[str]) -> None:
     """What each latent does: aezoo traverse RUN [SAMPLE] [--dims 0,1,2 --scale prior|posterior|data --out x.png]"""
     from ..data import load_data
     from ..hub import from_pretrained
-    from ..tasks.generate import MOST, SCALES, traversed
+    from ..tasks.generate import traversed
+    from ..tasks.ranges import MOST, SCALES
 
     parser = command_parser(
         "traverse",
