@@ -90,7 +90,7 @@ class AETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, AEEstimat
 
         Raises ValueError for codes of another size."""
         check_is_fitted(self)
-        z = check_array(X, dtype=np.float64)
+        z = check_array(X, dtype=np.float64, copy=True)
         if z.shape[1] != self._n_features_out:
             raise ValueError(f"X has {z.shape[1]} columns, but codes of this {self.model} have {self._n_features_out}")
 
