@@ -129,7 +129,8 @@ def sample_of(model: Any, text: str) -> Any:
         if len(shape) not in (2, 3) or not is_image(shape) or channels not in (1, 3):
             raise ValueError(f"{name} is an image, but {model.name} takes samples of shape {shape}")
         return read_image(path, (shape[-2], shape[-1]), channels).to(dtype).div(255).view(shape)
-    source = load_data(name, **({"split": "test"} if name in DATASETS and not path.exists() else {})).reshaped(shape)
+    named: dict[str, Any] = {"split": "test"} if name in DATASETS and not path.exists() else {}
+    source = load_data(name, **named).reshaped(shape)
     if not numbered and len(source) > 1:
         raise ValueError(f"{name} holds {len(source):,} samples; say which one: {name}:0 to {name}:{len(source) - 1}")
     at = int(index) if numbered else 0

@@ -81,7 +81,7 @@ def features(
         with _bar(len(source), progress) as bar:
             for batch in source.to(place).batches(plan, place, next(model.parameters()).dtype, seed):
                 given = told(condition_of(model, batch)) if condition else {}
-                z = model.encode(batch.x, **given) if module is None else _output(model, layer, module, batch.x, given)
+                z = model.encode(batch.x, False, **given) if module is None else _output(model, layer, module, batch.x, given)
                 z = z.flatten(2).mean(2) if pool == "mean" and z.dim() > 2 else z.flatten(1)
                 found.add(z)
                 ys.append(batch.y)
@@ -183,7 +183,7 @@ def _tapped(module: nn.Module) -> Iterator[list[Any]]:
 def _output(model: BaseAE, layer: str | None, module: nn.Module, x: Tensor, given: dict[str, Tensor]) -> Tensor:
     """What the submodule makes of x (B, *input_shape): (B, ...), floating point."""
     with _tapped(module) as last:
-        model.encode(x, **given)
+        model.encode(x, False, **given)
         if not last:
             model.reconstruct(x, **given)
     if not last:
@@ -267,6 +267,6 @@ def report_line(scores: Scores, fitted: int) -> str:
         return f"{100 * value:.1f} ± {100 * error:.1f} %"
 
     return (
-        f"linear probe {share('linear_probe_accuracy')}, k-NN {share('knn_accuracy')}, k-means {share('kmeans_accuracy')} "
+        f"linear probe {share('linear_probe_accuracy')}, k-NN by angle {share('knn_accuracy')}, k-means {share('kmeans_accuracy')} "
         f"(NMI {scores['kmeans_nmi'][0]:.3f}); {fitted:,} samples to fit, {scores['linear_probe_accuracy'][2]:,} to judge"
     )

@@ -148,7 +148,7 @@ def traversed(
         if sample is not None:
             _reconstructed(model, sample, given)
         low, high, middle, spread = span_of(model, sample, scale, float(span), data, quantiles, given, seed)
-        base = middle if sample is None else model.encode(sample, **given).flatten(1)[0].cpu().double()
+        base = middle if sample is None else model.encode(sample, False, **given).flatten(1)[0].cpu().double()
         if named is None:
             order = spread[: len(free)].argsort(descending=True, stable=True)
             named = sorted(int(d) for d in order[:MOST] if high[d] > low[d])
@@ -230,7 +230,7 @@ def _reconstructed(model: BaseAE, x: Tensor, given: dict[str, Tensor]) -> Tensor
     """The reconstruction. Raises ValueError for a model that does not make it of the code alone."""
     whole = model.reconstruct(x, **given)
     if type(model).reconstruct is not BaseAE.reconstruct:
-        of_code = model.decode(model.encode(x, **given), **given)
+        of_code = model.decode(model.encode(x, False, **given), **given)
         if of_code.shape != whole.shape or not torch.allclose(of_code, whole, rtol=1e-4, atol=1e-5, equal_nan=True):
             raise ValueError(
                 f"this {model.name} does not reconstruct from the code alone (pairs, or a way past the code), so that moving the "
@@ -249,7 +249,7 @@ def _space(model: BaseAE, given: dict[str, Tensor]) -> tuple[Callable[[Tensor], 
             lambda x: model.hidden(x, given.get("condition")),
             lambda h: torch.cat([model.bottleneck(part, sample=False)[0] for part in h.split(AT_ONCE)]),
         )
-    return lambda x: model.encode(x, **given), lambda z: z
+    return lambda x: model.encode(x, False, **given), lambda z: z
 
 
 def _way(model: BaseAE, a: Tensor, b: Tensor, t: Tensor, path: str) -> Tensor:

@@ -59,13 +59,14 @@ def checked_dims(model: BaseAE, dims: Any, k: int, free: range) -> list[int]:
         d = d.item() if isinstance(d, Tensor) and d.dim() == 0 else d
         if isinstance(d, bool) or not isinstance(d, Integral):
             raise TypeError(f"dims holds {d!r}; dims are integers from 0 to {k - 1}")
+        d = int(d)
         if not 0 <= d < k:
             raise ValueError(f"dims holds {d}, but a code of this {model.name} has the numbers 0 to {k - 1}")
         if d not in free:
             raise ValueError(
                 f"dims holds {d}, which is a category of this {model.name}; those that move by themselves are 0 to {len(free) - 1}"
             )
-        found.append(int(d))
+        found.append(d)
     return found
 
 
@@ -103,7 +104,7 @@ def span_of(
             raise ValueError(f"{model.name} has no Gaussian posterior; take scale='data' with data=, or scale='prior'")
         mu, std = found[0][0].flatten().cpu().double(), (0.5 * found[1][0].flatten().cpu().double()).exp()
         if len(mu) < math.prod(model.latent_shape):  # categories follow
-            z = model.encode(x, **given).flatten(1)[0].cpu().double()
+            z = model.encode(x, False, **given).flatten(1)[0].cpu().double()
             mu, std = torch.cat([mu, z[len(mu) :]]), F.pad(std, (0, len(z) - len(mu)))
     else:
         if model.prior is None:
