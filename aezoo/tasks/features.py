@@ -81,7 +81,11 @@ def features(
         with _bar(len(source), progress) as bar:
             for batch in source.to(place).batches(plan, place, next(model.parameters()).dtype, seed):
                 given = told(condition_of(model, batch)) if condition else {}
-                z = model.encode(batch.x, False, **given) if module is None else _output(model, layer, module, batch.x, given)
+                z = (
+                    model.encode(batch.x, False, **given)
+                    if module is None
+                    else _output(model, layer, module, batch.x, given)
+                )
                 z = z.flatten(2).mean(2) if pool == "mean" and z.dim() > 2 else z.flatten(1)
                 found.add(z)
                 ys.append(batch.y)

@@ -38,20 +38,19 @@ def save_grid(x: Tensor, path: str | Path, names: Sequence[str] = (), like: Tens
         pictures.grid(shown).save(path)
         return path
     height, width = shown[0].shape[2:]
+    whole = pictures.grid(shown, smallest=64)
     cell = max(0.45, 10.0 / max(steps, 12))
-    fig = pictures.figure(
-        cell * steps + 0.09 * max((len(n) for n in names), default=0) + 0.3, cell * height / width * rows + 0.2
-    )
-    for i, row in enumerate(shown):
-        ax = fig.add_subplot(rows, 1, i + 1)
-        ax.imshow(pictures.grid([row], smallest=64), interpolation="nearest", aspect="equal")
-        ax.set_xticks([])
-        ax.set_yticks([])
-        for spine in ax.spines.values():
-            spine.set_visible(False)
-        if names:
-            ax.set_ylabel(names[i], rotation=0, ha="right", va="center", color=INK, fontsize=10)
-    fig.savefig(path, dpi=130, facecolor="white")
+    aside = 0.09 * max((len(n) for n in names), default=0) + 0.2
+    fig = pictures.figure(cell * steps + aside, cell * height / width * rows + 0.1)
+    ax = fig.add_subplot()
+    ax.imshow(whole, interpolation="nearest")
+    ax.set_xticks([])
+    pitch = (whole.height + 2) / rows  # a row and the gap below it
+    ax.set_yticks([pitch * (i + 0.5) - 1 for i in range(rows)], names or [""] * rows, color=INK, fontsize=10)
+    ax.tick_params(length=0)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    fig.savefig(path, dpi=130, facecolor="white", bbox_inches="tight", pad_inches=0.05)
     return path
 
 
