@@ -40,7 +40,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "denoising_ae": {"backbone": MLP, "corruption": "masking(p=0.5)"},
     "vae": {"backbone": MLP},
     "conv_ae": {"backbone": "conv(widths=(16, 32), activation='silu')"},
-    "k_sparse_ae": {"backbone": "linear", "latent_dim": 1024, "k": 25, "anneal": 500},
+    "k_sparse_ae": {"backbone": "linear", "latent_dim": 256, "k": 16, "anneal": 500},
 }
 STEPS = {"conv_ae": 500}  # optimiser steps of 128 samples; the others 1,000
 NAMES = ("linear_probe_accuracy", "knn_accuracy", "kmeans_accuracy", "kmeans_nmi")
