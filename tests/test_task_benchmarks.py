@@ -26,20 +26,18 @@ def test_pca_is_scikit_learns(monkeypatch):
     monkeypatch.setattr(bench, "SIZE", 3)
     g = torch.Generator().manual_seed(0)
     train, test = (torch.randn(n, 1, 2, 4, generator=g) @ torch.randn(4, 4, generator=g) + 2 for n in (90, 20))
-    first, second = bench.pca(aezoo.load_data(train), aezoo.load_data(test))
+    first, second = bench.pca(aezoo.load_data(train), aezoo.load_data(test), 50)
     theirs = PCA(3, svd_solver="full").fit(train.flatten(1).double().numpy())
-    for ours, x in ((first, train), (second, test)):
+    for ours, x in ((first, train[:50]), (second, test)):
         want = theirs.transform(x.flatten(1).double().numpy())[:, ::-1]  # by eigenvalue, rising
         assert np.allclose(np.abs(ours.numpy()), np.abs(want), atol=1e-4)
 
 
-def test_pixels_are_capped_where_they_are_wide(monkeypatch):
+def test_pixels_are_capped():
     bench = script("features")
     train, test = (aezoo.load_data(torch.rand(n, 1, 2, 3)) for n in (9, 4))
-    assert [len(x) for x in bench.pixels(train, test)] == [9, 4]
-    monkeypatch.setattr(bench, "WIDE", 6)
-    monkeypatch.setattr(bench, "FITTED", 5)
-    first, second = bench.pixels(train, test)
+    assert [len(x) for x in bench.pixels(train, test, 20)] == [9, 4]
+    first, second = bench.pixels(train, test, 5)
     assert torch.equal(first, train.x[:5].flatten(1)) and len(second) == 4
 
 
