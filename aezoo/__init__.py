@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .interop import load_foreign, save_foreign
     from .prior_fitting import fit_prior
     from .sampling import walkback
+    from .tasks.detect import detect
     from .train import Callback, FitResult, fit
     from .train.find import find_batch_size
     from .train.many import fit_many
@@ -42,6 +43,7 @@ _LAZY = {  # loaded on first use
     "load_data": "data",
     "load_foreign": "interop",
     "save_foreign": "interop",
+    "detect": "tasks.detect",
     "evaluate": "evaluation",
     "export": "exporting",
     "from_pretrained": "hub",
@@ -66,6 +68,7 @@ __all__ = [
     "LRResult",
     "convert_pt",
     "create_model",
+    "detect",
     "encode_table",
     "evaluate",
     "export",
@@ -93,10 +96,10 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
         globals()[name] = value
         return value
-    if name == "interop":
-        return importlib.import_module(".interop", __name__)
+    if name in ("interop", "sklearn", "tasks"):
+        return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "interop", "models", "__version__"])
+    return sorted([*__all__, "interop", "models", "sklearn", "tasks", "__version__"])

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from . import recipes
 from .commands.convert import command_convert
+from .commands.detect import command_detect
 from .commands.evaluate import command_evaluate
 from .commands.export import command_export
 from .commands.find import built, command_find_batch, command_find_lr
@@ -160,6 +161,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": command_train,
     "sweep": command_sweep,
     "evaluate": command_evaluate,
+    "detect": command_detect,
     "reconstruct": command_reconstruct,
     "sample": command_sample,
     "fit-prior": command_fit_prior,

@@ -28,9 +28,9 @@ AT_ONCE = 2**22  # values of a batch in which fitted models are applied: 16 MiB 
 LARGEST = 1e18  # scaled values above are refused: their squares are not finite in float32
 
 
-def validated(estimator: BaseEstimator, X: Any, reset: bool) -> np.ndarray:
+def validated(estimator: BaseEstimator, X: Any, reset: bool, min_rows: int = 1) -> np.ndarray:
     """X as (N, F) float64, with `n_features_in_` set or compared; the way scikit-learn wants it, before and since 1.6."""
-    options = {"dtype": np.float64, "reset": reset, "ensure_min_samples": 1}
+    options = {"dtype": np.float64, "reset": reset, "ensure_min_samples": min_rows}
     try:
         from sklearn.utils.validation import validate_data
     except ImportError:
@@ -56,7 +56,7 @@ class AEEstimator(BaseEstimator):
     scaler: one of `SCALERS`. input_shape: shape of a sample where a row is an image or a series, (F,) by default.
     epochs, steps, batch_size, lr, weight_decay: as for `aezoo.fit`. device: where it trains. random_state. verbose.
 
-    After `_fit_rows`: `models_` (a list), `model_` (the first), `scaler_`, `history_` (of the first), `n_features_in_`."""
+    After `_fit_rows`: `models_` (a list), `model_` (the first), `scaler_`, `history_` (of the first), `seed_`, `n_features_in_`."""
 
     def _checked_params(self) -> None:
         """Raises ValueError or TypeError for parameters that fit nothing, before any work."""
@@ -111,13 +111,13 @@ class AEEstimator(BaseEstimator):
                 models.append(create_model(self.model, input_shape=self._shape(features), **given))
         return models
 
-    def _fit_rows(self, X: Any, n_models: int = 1) -> np.ndarray:
+    def _fit_rows(self, X: Any, n_models: int = 1, min_rows: int = 1) -> np.ndarray:
         """Checks parameters and rows, fits the scaler, trains `n_models` models that differ in their seed.
 
         Returns the scaled rows (N, F), float32."""
         self._checked_params()
-        X = validated(self, X, reset=True)
-        seed = int(check_random_state(self.random_state).randint(2**31 - n_models))
+        X = validated(self, X, reset=True, min_rows=min_rows)
+        self.seed_ = seed = int(check_random_state(self.random_state).randint(2**31 - n_models))
         self.scaler_ = new_scaler(self.scaler, len(X), seed)
         if self.scaler_ is not None:
             self.scaler_.fit(X)
@@ -176,16 +176,21 @@ class AEEstimator(BaseEstimator):
     def _apply(self, function: Any, rows: np.ndarray) -> list[np.ndarray]:
         """function(model, x (B, *input_shape)) -> (B, ...) over all scaled rows, for each model: an array (N, ...) each.
 
-        Runs on `device`, without gradients, in evaluation mode; the global RNG is left as it was."""
+        Runs on `device` in float64 (on the CPU where that has none), so that a row's result does not depend on its batch beyond 1e-12,
+        without gradients, in evaluation mode; the global RNG is left as it was."""
         device = decide(self.device, "fp32", False).device
+        if device.type == "mps":
+            device = torch.device("cpu")
         found = []
         with forked_rng(device), torch.no_grad():
             for model in self.models_:
-                model.to(device)
+                model.to(device, torch.float64)
                 try:
                     with model.evaluating():
-                        parts = [function(model, x.to(device)).detach().cpu() for x in self._batches(rows)]
+                        parts = [
+                            function(model, x.to(device, torch.float64)).detach().cpu() for x in self._batches(rows)
+                        ]
                 finally:
-                    model.to("cpu")
+                    model.to("cpu", torch.float32)  # the weights are what they were, bit by bit
                 found.append(torch.cat(parts).numpy())
         return found
