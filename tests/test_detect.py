@@ -26,9 +26,7 @@ from aezoo.tasks.series import _intervals, detect_series, sliding_windows
 QUICK = {"steps": 3, "batch_size": 8, "backbone": "mlp(widths=(4,))", "device": "cpu"}
 
 
-@parametrize_with_checks(
-    [AEDetector(**QUICK), AEDetector(model="vae", score="elbo", contamination=0.1, n_models=2, **QUICK)]
-)
+@parametrize_with_checks([AEDetector(**QUICK), AEDetector(model="vae", score="elbo", contamination=0.1, **QUICK)])
 def test_scikit_learn_accepts_the_detector(estimator, check):
     check(estimator)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..base import BaseAE, positive
 from ..randomness import set_seed
-from ..registry import MODELS, choice, create_model
+from ..registry import MODELS, choice
 from ..tasks.detect import check_elbo
 from ..tasks.limits import check_contamination, score_limit
 from .base import AEEstimator
@@ -25,7 +25,7 @@ SCORES = ("recon", "elbo", "latent_knn", "mahalanobis", "ensemble")
 ENSEMBLE = ("recon", "latent_knn", "mahalanobis")
 REFERENCE = 20_000  # rows that neighbours are looked for among, at most
 DRAWS = 8  # from the posterior, for "elbo"
-TINY = 1e-12
+TINY = 1e-9  # added before logarithms of distances between standardised rows
 
 
 class AEDetector(OutlierMixin, AEEstimator):
@@ -119,9 +119,11 @@ class AEDetector(OutlierMixin, AEEstimator):
             logs = np.log(values + TINY)
             low, middle, high = np.percentile(logs, [25, 50, 75], axis=1)
             spread = (high - low) / 1.349  # a normal distribution's deviation
-            self._centres[name] = middle, np.where(spread > 1e-6, spread, 1.0)
+            self._centres[name] = middle, np.where(spread > 1e-4, spread, 1.0)
         scores = self._combined(raw)
-        self.offset_ = -score_limit(scores, self.contamination)
+        limit = score_limit(scores, self.contamination)
+        scale = max(1.0, np.abs(scores).max()) if self.score == "ensemble" else np.abs(scores).max()
+        self.offset_ = -float(limit + 1e-9 * scale)  # rounding makes no row abnormal
         return scores
 
     def score_samples(self, X: Any) -> np.ndarray:
@@ -144,8 +146,8 @@ class AEDetector(OutlierMixin, AEEstimator):
         positive("n_models", self.n_models)
         positive("n_neighbors", self.n_neighbors)
         check_contamination(self.contamination)
-        if self.score == "elbo" and not MODELS[self.model].bound:
-            check_elbo(create_model(self.model, input_shape=self.input_shape or (1,)))
+        if self.score == "elbo":
+            check_elbo(MODELS[self.model])
 
     def _views(self, rows: np.ndarray) -> list[np.ndarray]:
         """For each model, [z, r] of scaled rows: (N, K + F)."""

@@ -88,7 +88,7 @@ def anomaly_scores(
                 ]
                 return torch.stack(each).mean(0)
             normal, new = (
-                torch.cat([seen.code.double().cpu() for seen in walk(walk.source(d), seed)]).numpy()
+                torch.cat([seen.code.cpu().double() for seen in walk(walk.source(d), seed)]).numpy()
                 for d in (reference, data)
             )
             distance = Neighbours(normal, neighbors) if score == "latent_knn" else Mahalanobis(normal)
@@ -105,7 +105,7 @@ def detect(*args: Any, **keywords: Any) -> Tensor:
 detect.__wrapped__ = anomaly_scores  # type: ignore[attr-defined]  # its signature, for help()
 
 
-def check_elbo(model: BaseAE) -> None:
+def check_elbo(model: BaseAE | type[BaseAE]) -> None:
     """Raises ValueError on models whose passes report no "elbo" of single samples."""
     if not model.bound:
         able = [m for m in MODELS if MODELS[m].bound]
@@ -118,8 +118,8 @@ def check_elbo(model: BaseAE) -> None:
 def errors(seen: Seen) -> Tensor:
     """ "recon" of the samples of a piece, (B,) float64 on the CPU. Of a sample of which nothing is there: NaN."""
     if isinstance(seen.model.likelihood, Mixed):
-        return seen.out.terms["recon"].double().cpu()
-    error = (seen.recon.double().cpu() - seen.x.double().cpu()).square().flatten(1)
+        return seen.out.terms["recon"].cpu().double()
+    error = (seen.recon.cpu().double() - seen.x.cpu().double()).square().flatten(1)
     return error.nanmean(1) if seen.model.accepts_missing else fn.per_sample_mean(error)
 
 
@@ -130,7 +130,7 @@ def _bound(seen: Seen) -> Tensor:
         raise ValueError(
             f"score='elbo': {seen.model.name} reports no ELBO of single samples; take another score, e.g. 'recon'"
         )
-    return -found.double().cpu()
+    return -found.cpu().double()
 
 
 class _Walk:

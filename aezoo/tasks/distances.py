@@ -14,7 +14,7 @@ class Neighbours:
     """The mean distance to the k nearest reference rows (Angiulli & Pizzuti 2002, divided by k), Euclidean.
 
     A row that is itself a reference row is no neighbour of its own: a nearest distance within rounding of 0 (1e-6 of the reference's
-    extent) is left out, once. So rows have the same distance whether they are asked for alone or as part of the reference. k is cut to
+    extent, and 1e-7 of its largest value) is left out, once, and others like it count as 0. So rows have the same distance whether they are asked for alone or as part of the reference. k is cut to
     what there is; a row without any other has distance 0."""
 
     def __init__(self, rows: np.ndarray, k: int = 5):
@@ -22,14 +22,15 @@ class Neighbours:
 
         rows = np.asarray(rows, dtype=np.float64)
         self.k = min(k + 1, len(rows))
-        self.rounding = 1e-6 * float(np.sqrt(rows.var(0).sum()))
+        self.rounding = 1e-6 * float(np.sqrt(rows.var(0).sum())) + 1e-7 * float(np.abs(rows).max(initial=0.0))
         self.index: Any = NearestNeighbors(n_neighbors=self.k).fit(rows)
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         distances = self.index.kneighbors(np.asarray(rows, dtype=np.float64))[0]  # (M, k + 1), rising
-        if self.k == 1:
-            return np.where(distances[:, 0] > self.rounding, distances[:, 0], 0.0)
         itself = distances[:, 0] <= self.rounding
+        distances = np.where(distances <= self.rounding, 0.0, distances)
+        if self.k == 1:
+            return distances[:, 0]
         return np.where(itself, distances[:, 1:].mean(1), distances[:, :-1].mean(1))
 
 

@@ -173,7 +173,7 @@ def _errors(model: BaseAE, x: np.ndarray, window: int, stride: int, batch_size: 
                 windows.split(batch_size), np.split(starts, range(batch_size, len(starts), batch_size))
             ):
                 inside = _as_shape(part, shape, window, channels, axis).to(place, dtype)
-                back = model.reconstruct(inside).double().cpu()
+                back = model.reconstruct(inside).cpu().double()
                 if len(shape) == 1:
                     back = back.view(-1, window, channels)
                 elif axis == 1:
