@@ -20,6 +20,7 @@ from ..tasks.detect import check_elbo
 from ..tasks.limits import check_contamination, score_limit
 from .base import AEEstimator
 from .measures import Measures, SameForAll
+from .score_name import ScoreParameter
 
 SCORES = ("recon", "elbo", "latent_knn", "mahalanobis", "ensemble")
 ENSEMBLE = ("recon", "latent_knn", "mahalanobis")
@@ -58,6 +59,8 @@ class AEDetector(OutlierMixin, AEEstimator):
     `aezoo.fit`, of the first model), `n_features_in_`, `feature_names_in_` where columns have names.
 
     Raises ValueError or TypeError in `fit` for parameters and rows that do not fit: NaN, infinity, fewer than two rows, text."""
+
+    score = ScoreParameter()
 
     def __init__(
         self,
@@ -137,6 +140,10 @@ class AEDetector(OutlierMixin, AEEstimator):
     def predict(self, X: Any) -> np.ndarray:
         """1 for normal rows, -1 for abnormal ones, (N,)."""
         return np.where(self.decision_function(X) < 0, -1, 1)
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The parameters as they were given."""
+        return {**super().get_params(deep), "score": vars(self)["score"]}
 
     # ------------------------------------------------------------------------------------------------------- the inside
 
