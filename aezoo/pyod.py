@@ -93,7 +93,7 @@ class AEDetector(_Base):
         model: str = "ae",
         score: str = "ensemble",
         n_models: int = 1,
-        n_neighbors: int = 5,
+        n_neighbors: int = 3,
         latent_dim: Any = "auto",
         backbone: Any = "auto",
         model_params: Mapping[str, Any] | None = None,

@@ -1,6 +1,6 @@
 """`AEDetector`: how abnormal rows of a table are, by autoencoders, with scikit-learn's interface and signs.
 
-Legend: N rows, F columns, K latents; x scaled row, x^ reconstruction, z code, r = x^ - x.
+Legend: N rows, F columns, K latents; x scaled row, x^ reconstruction, z code.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from ..registry import MODELS, choice
 from ..tasks.detect import check_elbo
 from ..tasks.limits import check_contamination, score_limit
 from .base import AEEstimator
-from .measures import Measures, SameForAll
+from .measures import Measures, SameForAll, View
 from .score_name import ScoreParameter
 
 SCORES = ("recon", "elbo", "latent_knn", "mahalanobis", "ensemble")
-ENSEMBLE = ("recon", "latent_knn", "mahalanobis")
+ENSEMBLE = ("input_knn", "latent_knn", "recon_knn")
 REFERENCE = 20_000  # rows that neighbours are looked for among, at most
+CENTRE = (
+    2_000  # training rows that the ensemble's scales, and the limit of contamination="auto", are taken from, at most
+)
 DRAWS = 8  # from the posterior, for "elbo"
 TINY = 1e-9  # added before logarithms of distances between standardised rows
 
@@ -37,16 +40,19 @@ class AEDetector(OutlierMixin, AEEstimator):
 
     Args:
         model: name of a model of the zoo.
-        score: "recon", the mean squared error of the reconstruction, each column's in units of that column's error on the training rows;
-            "elbo", -ELBO in nats, on models that have one; "latent_knn", the mean distance to the `n_neighbors` nearest training rows in
-            the space of codes and reconstruction errors, [z, r], each axis in units of its spread; "mahalanobis", the distance to the mean of
-            [z, r] in units of their covariance, shrunk (Ledoit & Wolf 2004); "ensemble", the mean of the logarithms of the three but "elbo", each standardised
-            by median and quartiles on the training rows.
-        contamination: "auto": abnormal is what lies 3 robust standard deviations above the median of the training rows' log scores; or the fraction
-            of training rows, in (0, 0.5], that `predict` calls abnormal.
+        score: "recon", the mean squared error of the reconstruction of the scaled row;
+            "elbo", -ELBO in nats, on models that have one; "latent_knn", the mean distance to the `n_neighbors` nearest training rows in the
+            code, each latent in units of its standard deviation; "mahalanobis", the distance to the mean of codes and errors [z, x^ - x] in
+            units of their covariance, shrunk (Ledoit & Wolf 2004);
+            "ensemble", the mean of three logarithms: the distances to the nearest training rows in the row x itself, in its code z and in its
+            reconstruction x^, each standardised by median and quartiles over training rows. x tells what lies off the normal rows
+            in any direction, z and x^ what is unlike them in the directions that the model has learned.
+        contamination: "auto": abnormal is what lies 3 robust standard deviations above the median of the training rows' scores (of their
+            logarithms, but for "ensemble", which is one, and "elbo"); or the fraction of training rows, in (0, 0.5], that `predict` calls
+            abnormal.
         n_models: how many models, which differ in their seed, are trained (together, by `aezoo.fit_many`) and averaged.
-        n_neighbors: k of "latent_knn". A training row is no neighbour of its own.
-        latent_dim: K; "auto": half the columns, at least 1, at most 32.
+        n_neighbors: k of "latent_knn" and "ensemble". A training row is no neighbour of its own.
+        latent_dim: K; "auto": 32, whatever the number of columns: codes are compared here, and need not be narrow.
         backbone: as for `aezoo.create_model`; "auto": layers of 128 and 64 units for models built on an "mlp", else the model's own.
         model_params: further keywords of the model, {"beta": 2.0}.
         scaler: of the columns before: "standard", "robust", "quantile", "minmax", "none".
@@ -69,7 +75,7 @@ class AEDetector(OutlierMixin, AEEstimator):
         contamination: Any = "auto",
         *,
         n_models: int = 1,
-        n_neighbors: int = 5,
+        n_neighbors: int = 3,
         latent_dim: Any = "auto",
         backbone: Any = "auto",
         model_params: Mapping[str, Any] | None = None,
@@ -105,18 +111,19 @@ class AEDetector(OutlierMixin, AEEstimator):
 
     def fit(self, X: Any, y: Any = None) -> AEDetector:
         """Trains on rows (N, F); y is ignored. Returns self."""
-        self._fit_scores(X)
+        self._fit_scores(X, every=not isinstance(self.contamination, str))
         return self
 
-    def _fit_scores(self, X: Any) -> np.ndarray:
-        """Trains, and returns the training rows' abnormality (N,), high = abnormal."""
+    def _fit_scores(self, X: Any, every: bool = True) -> np.ndarray:
+        """Trains, and returns the abnormality of `every` training row (N,), or of CENTRE of them; high = abnormal."""
         rows = self._fit_rows(X, self.n_models, min_rows=2)
-        generator = np.random.default_rng(self.seed_)
-        kept = generator.choice(len(rows), REFERENCE, replace=False) if len(rows) > REFERENCE else slice(None)
+        draw = np.random.default_rng(self.seed_)
+        kept = np.sort(draw.choice(len(rows), REFERENCE, replace=False)) if len(rows) > REFERENCE else slice(None)
         wanted = ENSEMBLE if self.score == "ensemble" else (self.score,)
         views = self._views(rows)
-        self._measures = [Measures(v.shape[1] - rows.shape[1], v, kept, wanted, self.n_neighbors) for v in views]
-        raw = self._raw(rows, views)
+        self._measures = [Measures(v, kept, wanted, self.n_neighbors) for v in views]
+        some = np.sort(draw.choice(len(rows), CENTRE, replace=False)) if len(rows) > CENTRE else np.arange(len(rows))
+        raw = self._raw(rows[some], [v.part(some) for v in views])
         self._centres = {}
         for name, values in raw.items() if self.score == "ensemble" else ():
             logs = np.log(values + TINY)
@@ -124,7 +131,9 @@ class AEDetector(OutlierMixin, AEEstimator):
             spread = (high - low) / 1.349  # a normal distribution's deviation
             self._centres[name] = middle, np.where(spread > 1e-4, spread, 1.0)
         scores = self._combined(raw)
-        limit = score_limit(scores, self.contamination)
+        if every and len(some) < len(rows):
+            scores = self._combined(self._raw(rows, views))
+        limit = score_limit(scores, self.contamination, logs=self.score not in ("ensemble", "elbo"))
         scale = max(1.0, np.abs(scores).max()) if self.score == "ensemble" else np.abs(scores).max()
         self.offset_ = -float(limit + 1e-9 * scale)  # rounding makes no row abnormal
         return scores
@@ -156,19 +165,24 @@ class AEDetector(OutlierMixin, AEEstimator):
         if self.score == "elbo":
             check_elbo(MODELS[self.model])
 
-    def _views(self, rows: np.ndarray) -> list[np.ndarray]:
-        """For each model, [z, r] of scaled rows: (N, K + F)."""
+    def _auto_latent_dim(self, features: int) -> int:
+        return 32
+
+    def _views(self, rows: np.ndarray) -> list[View]:
+        """Scaled rows (N, F) as each model sees them."""
+        x = rows.astype(np.float64)
         if self.score == "elbo":
-            return [np.zeros((len(rows), rows.shape[1]))] * len(self.models_)
+            return [View(x, x[:, :0], x)] * len(self.models_)
 
         def view(model: BaseAE, x: Tensor) -> Tensor:
             z = model.encode(x)
-            return torch.cat([z.flatten(1).to(x.dtype), (model.decode(z) - x).flatten(1)], 1)
+            return torch.cat([model.decode(z).flatten(1), z.flatten(1).to(x.dtype)], 1)
 
-        return self._apply(view, rows)
+        width = rows.shape[1]
+        return [View(x, v[:, width:], v[:, :width]) for v in self._apply(view, rows)]
 
-    def _raw(self, rows: np.ndarray, views: list[np.ndarray] | None = None) -> dict[str, np.ndarray]:
-        """Each score's abnormality by each model: {name: (models, N)}, "elbo" in nats and the others at least 0."""
+    def _raw(self, rows: np.ndarray, views: list[View] | None = None) -> dict[str, np.ndarray]:
+        """Each measure by each model: {name: (models, N)}, "elbo" in nats and the others at least 0."""
         if self.score == "elbo":
             return {"elbo": np.stack(self._apply(self._bound, rows))}
         views = self._views(rows) if views is None else views

@@ -23,7 +23,7 @@ class Neighbours:
         rows = np.asarray(rows, dtype=np.float64)
         self.k = min(k + 1, len(rows))
         self.rounding = 1e-6 * float(np.sqrt(rows.var(0).sum())) + 1e-7 * float(np.abs(rows).max(initial=0.0))
-        self.index: Any = NearestNeighbors(n_neighbors=self.k).fit(rows)
+        self.index: Any = NearestNeighbors(n_neighbors=self.k, algorithm="brute").fit(rows)
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         distances = self.index.kneighbors(np.asarray(rows, dtype=np.float64))[0]  # (M, k + 1), rising

@@ -19,11 +19,11 @@ def check_contamination(value: Any) -> None:
         raise ValueError(f"contamination={value!r} must be 'auto' or a fraction in (0, 0.5]")
 
 
-def score_limit(scores: np.ndarray, contamination: Any = "auto") -> float:
+def score_limit(scores: np.ndarray, contamination: Any = "auto", logs: bool | None = None) -> float:
     """The limit above which a score (high = abnormal) is called abnormal, from scores (N,) of normal samples; NaN are left out.
 
     A fraction: their (1 - contamination) quantile. "auto": median + 3 * 1.4826 * MAD, MAD the median absolute deviation from the
-    median; of the scores' logarithms where all are positive, as errors and distances spread by factors. Scores that are all equal give
+    median; of the scores' logarithms where `logs`, by default where all are positive: errors and distances spread by factors. Scores that are all equal give
     that score: nothing like them is abnormal."""
     check_contamination(contamination)
     known = np.asarray(scores, dtype=np.float64)
@@ -32,7 +32,8 @@ def score_limit(scores: np.ndarray, contamination: Any = "auto") -> float:
         raise ValueError("there are no scores to take a limit from")
     if contamination != "auto":
         return float(np.percentile(known, 100 * (1 - float(contamination))))
-    logs = bool((known > 0).all())
+    positive = bool((known > 0).all())
+    logs = positive and (logs is None or logs)
     values = np.log(known) if logs else known
     middle = float(np.median(values))
     limit = middle + DEVIATIONS * 1.4826 * float(np.median(np.abs(values - middle)))
