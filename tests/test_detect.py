@@ -58,15 +58,10 @@ def detector(rows):
 def test_every_score_finds_rows_off_the_plane(rows, score):
     from sklearn.metrics import roc_auc_score
 
-    d = AEDetector(
-        "vae" if score == "elbo" else "ae",
-        score,
-        latent_dim=2,
-        steps=150,
-        lr=5e-3,
-        device="cpu",
-        backbone="mlp(widths=(32,))",
-    ).fit(rows[0])
+    model, k = ("vae" if score == "elbo" else "ae"), ("auto" if score in ("latent_knn", "ensemble") else 2)
+    d = AEDetector(model, score, latent_dim=k, steps=150, lr=5e-3, device="cpu", backbone="mlp(widths=(32,))").fit(
+        rows[0]
+    )
     normal, abnormal = d.score_samples(rows[1]), d.score_samples(rows[2])
     assert normal.shape == (100,) and roc_auc_score(np.repeat([1, 0], 100), np.concatenate([normal, abnormal])) > 0.85
     assert np.median(abnormal) < np.median(normal)
@@ -237,9 +232,9 @@ def test_mahalanobis_comes_close_to_the_closed_form():
 
 def test_limits():
     scores = np.exp(np.random.default_rng(0).normal(size=20000))
-    assert np.log(score_limit(scores)) == pytest.approx(3.0, abs=0.1)
+    assert np.log(score_limit(scores)) == pytest.approx(2.5, abs=0.1)
     assert score_limit(scores - 5) == pytest.approx(
-        np.median(scores - 5) + 3 * 1.4826 * np.median(abs(scores - np.median(scores)))
+        np.median(scores - 5) + 2.5 * 1.4826 * np.median(abs(scores - np.median(scores)))
     )
     assert (scores > score_limit(scores, 0.05)).sum() == 1000
     assert score_limit(np.full(5, 2.0)) == pytest.approx(2.0) and score_limit(np.zeros(3), 0.2) == 0
