@@ -457,9 +457,10 @@ def run(tmp_path_factory, rows):
         for i, row in enumerate(table):
             f.write(",".join(f"{v:.6g}" for v in row) + f",{int(i >= 100)}\n")
     model = aezoo.create_model("ae", input_shape=(6,), latent_dim=2, backbone="mlp(widths=(32,))")
-    aezoo.fit(
-        model, str(folder / "train.csv"), steps=200, lr=5e-3, val=0.2, out=folder / "run", progress=False, device="cpu"
-    )
+    aezoo.fit(model, str(folder / "train.csv"), steps=200, lr=5e-3, val=0.2, progress=False, device="cpu")
+    model.save_pretrained(folder / "run")
+    told = f"data: {{source: {folder / 'train.csv'}}}\ntrain: {{val: 0.2, seed: 0}}\nmodel: {{name: ae}}\n"
+    (folder / "run" / "config.yaml").write_text(told)
     return folder
 
 
