@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import csv
+import importlib.util
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -428,6 +430,10 @@ def test_series_that_cannot_be(pictures):
 
 def test_pyods_conventions(rows):
     d = ours.AEDetector(contamination=0.1, **QUICK).fit(rows[0])
+    if importlib.util.find_spec("pyod"):  # with it installed, the methods below are PyOD's own
+        from pyod.models.base import BaseDetector
+
+        assert isinstance(d, BaseDetector)
     assert d.decision_scores_.shape == (300,) and d.labels_.sum() == 30
     np.testing.assert_array_equal(d.labels_, (d.decision_scores_ > d.threshold_).astype(int))
     np.testing.assert_allclose(d.decision_function(rows[0]), d.decision_scores_)
@@ -442,6 +448,31 @@ def test_pyods_conventions(rows):
     np.testing.assert_allclose(-inner.score_samples(rows[1]), d.decision_function(rows[1]))
     with pytest.raises(ValueError):
         ours.AEDetector(contamination=0.7)
+
+
+# ----------------------------------------------------------------------------------------------------------- benchmark
+
+
+def test_the_benchmarks_splits(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import detect as benchmark
+
+    draw = np.random.default_rng(0)
+    X, y = draw.integers(0, 6, (400, 3)), (draw.random(400) < 0.1).astype(int)
+    train, test, labels = benchmark.split(X, y, "half", 3)
+    normal = X[y == 0]
+    np.testing.assert_array_equal(train, normal[: len(normal) // 2])
+    assert len(train) + len(test) == 400 and labels.sum() == y.sum()
+    train, test, labels = benchmark.split(X, y, "clean", 3)
+    rows = [tuple(r) for r in np.concatenate([train, test])]
+    assert len(rows) == len(set(rows))  # no row twice, on neither side
+    for row, label in zip(test, labels):
+        assert set(y[(row == X).all(1)]) == {label}
+    other = benchmark.split(X, y, "clean", 4)[0]
+    assert {tuple(r) for r in other} != {tuple(r) for r in train}
+    monkeypatch.setattr(benchmark, "CAP", 100)
+    train, test, _ = benchmark.split(X, y, "half", 3)
+    assert len(train) + len(test) == 100
 
 
 # ------------------------------------------------------------------------------------------------------------- command
