@@ -53,3 +53,13 @@ def write_noisy(work: Path, all_shots: list[Shot], seed: int) -> None:
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, y)
+
+
+def pictured(paths: list[Path], edge: int = 256, sigma: int = 25) -> list[Shot]:
+    """The middles of photographs, for the picture."""
+    found = []
+    for path in paths:
+        whole = read_image(path, channels=1)[0].float() / 255
+        top, left = ((s - min(edge, s)) // 2 for s in whole.shape)
+        found.append(Shot("picture", sigma, path.stem, whole[top : top + edge, left : left + edge].clone()))
+    return found

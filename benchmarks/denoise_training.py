@@ -6,6 +6,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -19,6 +20,7 @@ from aezoo.data.images import IMAGE_ENDINGS, read_image
 HELD_OUT = 2  # photographs that are not trained on: the first and the last by name, for validation and for the picture
 SCALES = (1.0, 0.85, 0.7, 0.55)  # a photograph made smaller holds finer detail for its pixels
 SIGMA = (0.0, 55 / 255)  # of the noise, uniformly for each crop: DnCNN's blind range (arXiv:1608.03981, section III-D)
+BATCH, VALIDATION = 16, 256  # crops in a step, and in validation
 BACKBONE = "unet(widths=[32, 64], bias=False)"  # free of additive constants: arXiv:1906.05478
 
 
@@ -62,8 +64,15 @@ def crops(paths: list[Path], count: int, edge: int, seed: int) -> Tensor:
     return out
 
 
-def train(photos: Path, run: Path, o: argparse.Namespace) -> None:
-    """Trains, or goes on with, the run in folder `run`; seconds are added up in its `seconds.json`."""
+def trained(photos: Path, run: Path, o: argparse.Namespace) -> dict[str, Any]:
+    """Trains the run in folder `run`, or goes on with it, unless it has come to its end; returns its notes, {"seconds", "steps", "lr"}.
+
+    Seconds are those of all calls together that came to their end."""
+    note = run / "seconds.json"
+    done = json.loads(note.read_text()) if note.is_file() else {"seconds": 0.0, "steps": 0}
+    if done["steps"] >= o.steps:
+        print(f"{run} is trained; delete it to train again")
+        return done
     learn, held_out = parted(photos)
     torch.manual_seed(o.seed)
     model = aezoo.create_model(
@@ -74,11 +83,10 @@ def train(photos: Path, run: Path, o: argparse.Namespace) -> None:
         likelihood="l1",
         corruption={"name": "gaussian", "sigma": SIGMA, "when": "always"},
     )
-    data, val = crops(learn, o.crops, o.crop, o.seed), crops(held_out, 256, o.crop, o.seed + 1)
-    note, began = run / "seconds.json", time.perf_counter()
-    before = json.loads(note.read_text())["seconds"] if note.is_file() else 0.0
-    result = aezoo.fit(model, data, val=val, steps=o.steps, batch_size=16, lr=o.lr, schedule="cosine", warmup=200, clip=0.5, ema=0.999,
-                       seed=o.seed, precision="fp32", compile=False, out=run, resume=(run / "config.yaml").is_file())  # fmt: skip
-    seconds = before + time.perf_counter() - began
-    note.write_text(json.dumps({"seconds": round(seconds, 1), "steps": o.steps, "photographs": len(learn)}))
-    print(result.best)
+    data, val = crops(learn, o.crops, o.crop, o.seed), crops(held_out, VALIDATION, o.crop, o.seed + 1)
+    began = time.perf_counter()
+    aezoo.fit(model, data, val=val, steps=o.steps, batch_size=BATCH, lr=o.lr, schedule="cosine", warmup=200, clip=0.5, ema=0.999,
+              seed=o.seed, precision="fp32", compile=False, out=run, resume=(run / "config.yaml").is_file())  # fmt: skip
+    notes = {"seconds": round(done["seconds"] + time.perf_counter() - began, 1), "steps": o.steps, "lr": o.lr}
+    note.write_text(json.dumps(notes))
+    return notes

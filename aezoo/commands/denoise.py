@@ -56,7 +56,6 @@ def command_denoise(argv: Sequence[str]) -> None:
 
 
 def _run(o: Any) -> None:
-    import torch
     from tqdm import tqdm
 
     from ..data.images import IMAGE_ENDINGS, look, read_image
