@@ -59,7 +59,7 @@ def test_tiles_are_blended_as_brute_force_does_it():
     w = [[math.sin(math.pi / 2 * min(1, (min(i, t - 1 - i) + 0.5) / (t // 2))) ** 2 for i in range(t)] for t in (4, 5)]
     for r in starts(11, 4, 2):
         for c in starts(13, 5, 2):
-            y = model.reconstruct(x[:, :, r : r + 4, c : c + 5])[0, 0]
+            y = model.reconstruct(x[:, :, r : r + 4, c : c + 5])[0, 0].detach()
             for i in range(4):
                 for j in range(5):
                     total[r + i, c + j] += w[0][i] * w[1][j] * float(y[i, j])
@@ -255,7 +255,8 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("denoise")
     x = make_images(256)[0]
     model = aezoo.create_model("unet_denoiser", (1, 12, 12), latent_dim=8, backbone="unet(widths=(8,), bias=False)")
-    fit(model, x, steps=120, batch_size=32, lr=1e-2, schedule="cosine", out=folder / "run")
+    fit(model, x, steps=120, batch_size=32, lr=1e-2, schedule="cosine")
+    model.save_pretrained(folder / "run")
     (folder / "clean").mkdir()
     for name, size in (("a", 20), ("b", 33), ("c", 12)):
         save_image(make_images(1, size, seed=5)[0][0], folder / "clean" / f"{name}.png")
@@ -280,7 +281,7 @@ def refused(capsys, *argv):
 def test_noise_is_added_and_taken_off(trained, tmp_path, capsys):
     printed = run(capsys, "denoise", trained / "run", trained / "clean", "--sigma", 40, "--out", tmp_path / "out")
     before, after = map(float, printed.split("mean of 3: PSNR ")[1].split(" dB")[0].split(" -> "))
-    assert after > before + 4 and before == pytest.approx(-20 * math.log10(40 / 255), abs=1.0)
+    assert after > before + 4 and 16 < before < 19  # 20 log10(255 / 40) = 16.1, less what is clipped at black
     for name, size in (("a", 20), ("b", 33), ("c", 12)):
         assert Image.open(tmp_path / "out" / f"{name}.png").size == (size, size) and f"{name}.png: PSNR" in printed
     assert Image.open(tmp_path / "out" / "comparison.png").width > 300
@@ -359,10 +360,10 @@ def test_torchmetrics_figures_are_the_textbooks():
     restored = (clean + 0.1 * torch.randn(clean.shape)).clamp(0, 1)
     got = quality(restored + 0.0, clean)
     mse = float((restored.double() - clean.double()).square().mean())
-    assert got.psnr == pytest.approx(-10 * math.log10(mse), rel=1e-9)
+    assert got.psnr == pytest.approx(-10 * math.log10(mse), abs=1e-4)
     assert got.ssim == pytest.approx(float(fn.ssim(restored[None], clean[None])[0]), abs=2e-4)
     beyond = quality(clean + 2.0, clean)  # clamped to 1 first
-    assert beyond.psnr == pytest.approx(-10 * math.log10(float((1 - clean.double()).square().mean())), rel=1e-9)
+    assert beyond.psnr == pytest.approx(-10 * math.log10(float((1 - clean.double()).square().mean())), abs=1e-4)
     assert quality(clean, clean).ssim == pytest.approx(1.0)
     assert math.isnan(quality(clean[:, :10], clean[:, :10]).ssim)
     with pytest.raises(ValueError, match="one shape"):
