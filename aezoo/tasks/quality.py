@@ -21,7 +21,7 @@ def torchmetrics_image() -> Any:
     """The module `torchmetrics.functional.image`. Raises ImportError saying how to install it."""
     try:
         import torchmetrics.functional.image as image
-    except ImportError as error:
+    except (ImportError, RuntimeError, OSError) as error:  # it imports torchvision, which may be broken
         raise ImportError(
             f'PSNR and SSIM of denoised images need torchmetrics ({error}); install it with: pip install "aezoo[tasks]"'
         ) from None
