@@ -170,7 +170,7 @@ def _picture(path: Path, shown: Sequence[dict[str, Tensor]], title: str) -> None
 
     from ..pictures import figure, grid, reconstructions
 
-    height, width = (min(EDGE, *(s["after"].shape[k] for s in shown), 10**9) for k in (1, 2))
+    height, width = (min(EDGE, *(s["after"].shape[k] for s in shown)) for k in (1, 2))
 
     def middle(x: Tensor) -> Tensor:
         top, left = (x.shape[1] - height) // 2, (x.shape[2] - width) // 2

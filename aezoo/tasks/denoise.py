@@ -60,11 +60,11 @@ def denoise(
     wide = like.dtype if like.dtype in (torch.float32, torch.float64) else torch.float32
     y = images.to(like.device, wide)
     told = _condition(condition, len(y), like)
-    with torch.inference_mode():
+    with torch.no_grad():
         y = _denoised(model, y, like.dtype, tile, overlap, told, progress)
         if model.likelihood.support:
             y = y.clamp(*model.likelihood.support)
-    y = y.to(images.device, images.dtype).clone()  # no inference tensor
+    y = y.to(images.device, images.dtype).contiguous()
     y = y[0] if single else y
     return y if isinstance(x, Tensor) else y.numpy()
 
