@@ -12,7 +12,7 @@ import torch
 from denoise_images import Shot
 from torch import Tensor
 
-from aezoo.pictures import INK, figure
+from aezoo.tasks.before_after import before_after
 from aezoo.tasks.quality import quality
 
 PUBLISHED = {  # mean PSNR on BSD68 at sigma 15, 25, 50: Zhang et al. 2017, arXiv:1608.03981, table II
@@ -83,26 +83,13 @@ def markdown(rows: list[dict[str, Any]], sides: Sequence[str], about: dict[str, 
 
 def picture(path: Path, pictured: list[Shot], work: Path, denoise: Callable[[np.ndarray], Tensor], bm3d: bool) -> None:
     """A row for each held-out photograph: noisy, BM3D, aezoo, clean, with PSNR."""
-    columns = ["noisy", *["BM3D, told sigma"] * bm3d, "aezoo, blind", "clean"]
-    fig = figure(3.0 * len(columns), 3.25 * len(pictured))
-    for i, shot in enumerate(pictured):
-        y = np.load(work / "noisy" / shot.place)
-        shown = [torch.from_numpy(y)[None], denoise(y), shot.clean[None]]
+    rows = []
+    for shot in pictured:
+        y, clean = np.load(work / "noisy" / shot.place), shot.clean[None]
+        versions = {f"noisy, sigma {shot.sigma}": torch.from_numpy(y)[None]}
         if bm3d:
-            shown.insert(1, torch.from_numpy(np.load(work / "bm3d" / shot.place))[None])
-        for j, (name, x) in enumerate(zip(columns, shown)):
-            ax = fig.add_subplot(len(pictured), len(columns), i * len(columns) + j + 1)
-            edge = 176  # of the middle, so that noise is seen pixel by pixel
-            top, left = (x.shape[1] - edge) // 2, (x.shape[2] - edge) // 2
-            ax.imshow(
-                x[0, top : top + edge, left : left + edge].clamp(0, 1),
-                cmap="gray",
-                vmin=0,
-                vmax=1,
-                interpolation="nearest",
-            )
-            words = f", sigma {shot.sigma}" if name == "noisy" else ""
-            score = "" if name == "clean" else f": {quality(x, shot.clean[None]).psnr:.2f} dB"
-            ax.set_title(name + words + score, loc="left", color=INK, fontsize=10)
-            ax.set_axis_off()
-    fig.savefig(path, dpi=110, facecolor="white")
+            versions["BM3D, told sigma"] = torch.from_numpy(np.load(work / "bm3d" / shot.place))[None]
+        versions["aezoo, blind"] = denoise(y)
+        scored = {f"{name}: {quality(x, clean).psnr:.2f} dB": x for name, x in versions.items()}
+        rows.append({**scored, f"clean ({shot.name})": clean})
+    before_after(path, rows)

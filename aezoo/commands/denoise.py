@@ -13,7 +13,7 @@ from .pictures import fresh_targets, listed
 if TYPE_CHECKING:
     from torch import Tensor
 
-SHOWN, EDGE = 4, 192  # images of the picture, and pixels along an edge of what it shows of each
+SHOWN = 4  # images of the picture
 
 
 def command_denoise(argv: Sequence[str]) -> None:
@@ -61,6 +61,7 @@ def _run(o: Any) -> None:
     from ..data.images import IMAGE_ENDINGS, look, read_image
     from ..hub import from_pretrained
     from ..pictures import save_image
+    from ..tasks.before_after import before_after
     from ..tasks.denoise import denoise
     from ..tasks.quality import Quality, quality, torchmetrics_image
     from ..train.hardware import decide
@@ -112,13 +113,12 @@ def _run(o: Any) -> None:
             tqdm.write(f"{path.name}: PSNR {before[-1].psnr:.2f} -> {after[-1].psnr:.2f} dB, "
                        f"SSIM {before[-1].ssim:.4f} -> {after[-1].ssim:.4f}")  # fmt: skip
         if len(shown) < SHOWN:
-            shown.append({"before": x, "after": y} | ({} if goal is None else {"clean": goal}))
-    title = f"{model.name}, {len(files)} image{'s' * (len(files) > 1)}"
+            score = [f": {q[-1].psnr:.2f} dB" if q else "" for q in (before, after)]
+            row = {f"{path.name[:20]}{score[0]}": x, f"{model.name}{score[1]}": y}
+            shown.append(row if goal is None else {**row, "clean": goal})
     if compared:
-        words = _means(before, after)
-        title += f": {words.split(',')[0]}"
-        print(f"mean of {len(files)}: {words}")
-    _picture(out / "comparison.png", shown, title)
+        print(f"mean of {len(files)}: {_means(before, after)}")
+    before_after(out / "comparison.png", shown)
     note = f"; {grey} in colour were made grey, which the model takes" if grey else ""
     print(f"{len(files)} denoised image{'s' * (len(files) > 1)} and comparison.png in {out}{note}")
 
@@ -162,31 +162,6 @@ def _means(before: Sequence[Any], after: Sequence[Any]) -> str:
         a, b = (sum(q[k] for q in qs) / len(qs) for qs in (before, after))
         words.append(f"{name} {a:{form}} -> {b:{form}}{unit}")
     return ", ".join(words)
-
-
-def _picture(path: Path, shown: Sequence[dict[str, Tensor]], title: str) -> None:
-    """Rows before, after (and clean) of the middles of the images, as large as the smallest allows."""
-    import torch
-
-    from ..pictures import figure, grid, reconstructions
-
-    height, width = (min(EDGE, *(s["after"].shape[k] for s in shown)) for k in (1, 2))
-
-    def middle(x: Tensor) -> Tensor:
-        top, left = (x.shape[1] - height) // 2, (x.shape[2] - width) // 2
-        return x[:, top : top + height, left : left + width].clamp(0, 1).float().cpu()
-
-    rows = {name: torch.stack([middle(s[name]) for s in shown]) for name in shown[0]}
-    if min(height, width) >= 5:
-        reconstructions(path, rows, title)
-        return
-    fig = figure(5, 2.5)
-    for k, (name, images) in enumerate(rows.items()):  # a handful of pixels
-        ax = fig.add_subplot(1, len(rows), k + 1)
-        ax.imshow(grid([images]), interpolation="nearest")
-        ax.set_title(name)
-        ax.set_axis_off()
-    fig.savefig(path, dpi=130, facecolor="white")
 
 
 def _size(x: Tensor) -> str:
