@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .interop import load_foreign, save_foreign
     from .prior_fitting import fit_prior
     from .sampling import walkback
+    from .tasks.denoise import denoise
     from .train import Callback, FitResult, fit
     from .train.find import find_batch_size
     from .train.many import fit_many
@@ -49,6 +50,7 @@ _LAZY = {  # loaded on first use
     "push": "hub",
     "write_card": "cards",
     "convert_pt": "convert",
+    "denoise": "tasks.denoise",
     "encode_table": "data.tables",
     "pad_sequences": "data.sequences",
     "find_batch_size": "train.find",
@@ -66,6 +68,7 @@ __all__ = [
     "LRResult",
     "convert_pt",
     "create_model",
+    "denoise",
     "encode_table",
     "evaluate",
     "export",

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from . import recipes
 from .commands.convert import command_convert
+from .commands.denoise import command_denoise
 from .commands.evaluate import command_evaluate
 from .commands.export import command_export
 from .commands.find import built, command_find_batch, command_find_lr
@@ -161,6 +162,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "sweep": command_sweep,
     "evaluate": command_evaluate,
     "reconstruct": command_reconstruct,
+    "denoise": command_denoise,
     "sample": command_sample,
     "fit-prior": command_fit_prior,
     "export": command_export,
