@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from .prior_fitting import fit_prior
     from .sampling import walkback
     from .tasks.denoise import denoise
+    from .tasks.features import features
+    from .tasks.generate import interpolate, traverse
     from .train import Callback, FitResult, fit
     from .train.find import find_batch_size
     from .train.many import fit_many
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 _LAZY = {  # loaded on first use
     "Callback": "train",
+    "features": "tasks.features",
     "fit": "train",
     "fit_many": "train.many",
     "fit_prior": "prior_fitting",
@@ -46,6 +49,7 @@ _LAZY = {  # loaded on first use
     "evaluate": "evaluation",
     "export": "exporting",
     "from_pretrained": "hub",
+    "interpolate": "tasks.generate",
     "pull": "hub",
     "push": "hub",
     "write_card": "cards",
@@ -56,6 +60,7 @@ _LAZY = {  # loaded on first use
     "find_batch_size": "train.find",
     "find_lr": "train.range_test",
     "LRResult": "train.range_test",
+    "traverse": "tasks.generate",
     "walkback": "sampling",
 }
 
@@ -72,12 +77,14 @@ __all__ = [
     "encode_table",
     "evaluate",
     "export",
+    "features",
     "find_batch_size",
     "find_lr",
     "fit",
     "fit_many",
     "fit_prior",
     "from_pretrained",
+    "interpolate",
     "list_models",
     "load_data",
     "load_foreign",
@@ -86,6 +93,7 @@ __all__ = [
     "push",
     "register",
     "save_foreign",
+    "traverse",
     "walkback",
     "write_card",
 ]
@@ -96,10 +104,10 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
         globals()[name] = value
         return value
-    if name == "interop":
-        return importlib.import_module(".interop", __name__)
+    if name in ("interop", "sklearn", "tasks"):
+        return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "interop", "models", "__version__"])
+    return sorted([*__all__, "interop", "models", "sklearn", "tasks", "__version__"])

@@ -18,7 +18,9 @@ from .commands.convert import command_convert
 from .commands.denoise import command_denoise
 from .commands.evaluate import command_evaluate
 from .commands.export import command_export
+from .commands.features import command_features
 from .commands.find import built, command_find_batch, command_find_lr
+from .commands.generate import command_interpolate, command_traverse
 from .commands.hub import command_card, command_pull, command_push
 from .commands.pictures import command_reconstruct, command_sample
 from .commands.prior import command_fit_prior
@@ -164,6 +166,9 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "reconstruct": command_reconstruct,
     "denoise": command_denoise,
     "sample": command_sample,
+    "interpolate": command_interpolate,
+    "traverse": command_traverse,
+    "features": command_features,
     "fit-prior": command_fit_prior,
     "export": command_export,
     "card": command_card,

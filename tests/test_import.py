@@ -24,7 +24,7 @@ def test_import_loads_nothing_heavy_but_torch():
         "safetensors.torch",
     ]
     out = python(
-        f"import torch, sys; before = set(sys.modules); import aezoo; new = set(sys.modules) - before; print([m for m in {heavy} if m in new])"
+        f"import torch, sys; before = set(sys.modules); import aezoo, aezoo.sklearn, aezoo.tasks; new = set(sys.modules) - before; print([m for m in {heavy} if m in new])"
     )
     assert out.strip() == "[]"
 
