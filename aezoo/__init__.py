@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .interop import load_foreign, save_foreign
     from .prior_fitting import fit_prior
     from .sampling import walkback
+    from .tasks.compress import Codec
     from .train import Callback, FitResult, fit
     from .train.find import find_batch_size
     from .train.many import fit_many
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 _LAZY = {  # loaded on first use
     "Callback": "train",
+    "Codec": "tasks.compress",
     "fit": "train",
     "fit_many": "train.many",
     "fit_prior": "prior_fitting",
@@ -62,6 +64,7 @@ __all__ = [
     "AEOutput",
     "BaseAE",
     "Callback",
+    "Codec",
     "FitResult",
     "LRResult",
     "convert_pt",

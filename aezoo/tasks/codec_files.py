@@ -1,0 +1,56 @@
+"""What a codec is in files, and which model it belongs to: checksums of weights and tables, and tables that were read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..base import BaseAE
+from ..registry import plain
+from .ans import TOTAL, UNIFORM
+from .exact import CURVES
+from .latent_tables import groups_of, indexed
+
+
+def model_hash(model: BaseAE) -> bytes:
+    """sha256 of a model's name, keywords and weights; a prior that was fitted to its codes does not count."""
+    kept = {k: v for k, v in model.state_dict().items() if not k.startswith("prior.")}
+    try:
+        keywords = plain(model.config)
+    except TypeError:
+        keywords = {}  # modules of the user's own; their weights count
+    return digest_of(kept, {"model": model.name, "args": keywords})
+
+
+def digest_of(tensors: dict[str, Tensor], about: dict[str, Any]) -> bytes:
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name in sorted(tensors):
+        t = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
+        digest.update(t.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.digest()
+
+
+def check_tensors(tensors: dict[str, Tensor], settings: dict[str, Any], model: BaseAE, path: Path) -> None:
+    """Raises ValueError unless they are those of a codec of this model."""
+    lossless = settings.get("lossless")
+    wanted = {*CURVES, "edges"} if lossless else {"lows", "counts", "ends"} | (set() if indexed(model) else {"steps"})
+    if not isinstance(lossless, bool) or set(tensors) != wanted:
+        raise ValueError(
+            f"{path} and its tables do not make a codec of {model.name}: tables {sorted(tensors)}, wanted {sorted(wanted)}"
+        )
+    if lossless:
+        sound = tensors["edges"].shape == (UNIFORM + 1,) and len({tensors[k].shape for k in CURVES}) == 1
+    else:
+        ends, groups = tensors["ends"].tolist(), int(groups_of(model).max()) + 1
+        sizes = [b - a for a, b in zip([0, *ends], ends)]
+        same = {len(tensors[k]) for k in wanted - {"counts"}} == {groups}
+        sound = same and min(sizes) >= 2 and sum(sizes) == len(tensors["counts"]) and int(tensors["counts"].min()) >= 1
+        sound = sound and all(int(part.long().sum()) == TOTAL for part in tensors["counts"].split(sizes))
+    if not sound:
+        raise ValueError(f"{path} is damaged: its tables do not fit together, or not to this {model.name}")
