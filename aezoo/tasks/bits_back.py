@@ -4,7 +4,7 @@
 
 Paper: Townsend, Bird & Barber 2019, arXiv:1901.04866. As there, z is cut into bins of equal mass under the prior, here 2^16 for each
 latent. Deviations: no random bits to start with (the stack lies on words that both sides know, and the first samples are coded one by one,
-then two, four, ... together, so that later ones find the bits of earlier ones); numbers of many values are coded in digits of base 16, each by
+then an eighth of those before together, so that they find the bits of those before); numbers of many values are coded in digits of base 16, each by
 an integer table of its own, so that neither q nor p(x|z) is ever evaluated at all of its values.
 
 All that both sides compute is exact (`exact`): the same tables on another day, machine and number of threads.
@@ -195,10 +195,13 @@ class BitsBack:
 
 
 def schedule(samples: int, together: int) -> Iterator[tuple[int, int]]:
-    """(begin, end) of the batches: 1, 1, 2, 4, ... samples, at most `together`."""
+    """(begin, end) of the batches: an eighth of the samples before it, at least 1 and at most `together`.
+
+    A batch pops 16 bits for each latent before it pushes anything, about what some samples leave; what is not there is taken from the
+    seed, and paid for."""
     begin = 0
     while begin < samples:
-        end = min(samples, begin + max(1, min(begin, together)))
+        end = min(samples, begin + max(1, min(begin // 8, together)))
         yield begin, end
         begin = end
 

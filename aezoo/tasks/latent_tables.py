@@ -21,7 +21,7 @@ from .ans import Array, Stack, table
 
 MOST_VALUES = 1 << 16  # of a table, beside the escape
 LARGEST = 1 << 60  # largest integer that can be coded
-PROBES = 32  # samples by which the sensitivity of a latent is measured
+PROBES = 4096  # decoded samples by which the sensitivity of all latents is measured; 4 to 32 for each
 
 
 def indexed(model: Any) -> bool:
@@ -85,7 +85,7 @@ def choose_steps(model: BaseAE, x: Tensor, extra: float) -> Array:
     z = codes_of(model, x)
     base = decoded_float(model, z)
     target = ((base - x.cpu().double()) ** 2).mean() * (1 + extra) + 1e-9 * (x.double() ** 2).mean().cpu()
-    sizes = sensitivities(model, z[:PROBES], groups)
+    sizes = sensitivities(model, z[: min(32, max(4, PROBES // (int(groups.max()) + 1)))], groups)
     reach = np.zeros(len(sizes))
     np.maximum.at(reach, np.broadcast_to(groups, z.shape), z.abs().numpy())
     low, high = -40.0, 20.0
