@@ -196,8 +196,8 @@ def test_digits_of_the_mixture_are_its_probabilities(grey):
     model, _, codec = grey
     both = codec._lossless()
     bins = np.array([[30000, 100, 65000]])
-    means, steep, weights = params = both.emitted(bins)
-    n = len(means)
+    params = both.emitted(bins)
+    n = len(params[0])
     high = both.data_digit(params, np.zeros(n, np.int64), 0) / 2**20
     p = np.stack([high[:, d, None] * both.data_digit(params, np.full(n, d), 1) / 2**20 for d in range(16)], 1)
     with torch.no_grad():
@@ -279,7 +279,7 @@ def test_lossless_refuses_models_without_a_discrete_likelihood(lossy):
 
 
 def test_rounding_costs_no_more_than_asked_and_more_is_smaller(lossy):
-    model, x, codec = lossy
+    model, x, _ = lossy
     with torch.no_grad():
         plain = float((model.reconstruct(x) - x).square().mean())
     sizes = []
