@@ -31,7 +31,7 @@ def trained(name, x, steps=40, **more):
     torch.manual_seed(0)
     more = {"latent_dim": 3, "backbone": SMALL, **more}
     model = aezoo.create_model(name, input_shape=tuple(x.shape[1:]), **more)
-    aezoo.fit(model, x, steps=steps, lr=0.02, batch_size=50, progress=False, device="cpu")
+    aezoo.fit(model, x, steps=steps, lr=0.02, batch_size=40, progress=False, device="cpu")
     return model.eval()
 
 
@@ -54,8 +54,9 @@ def binary():
 
 @pytest.fixture(scope="module")
 def lossy():
-    x = torch.rand(80, 1, 4, 5, generator=torch.Generator().manual_seed(3)).cumsum(-1) / 5
-    model = trained("ae", x)
+    g = torch.Generator().manual_seed(3)
+    x = (torch.rand(80, 3, generator=g) @ torch.rand(3, 20, generator=g) / 3).view(80, 1, 4, 5)  # of three numbers
+    model = trained("ae", x, 300)
     return model, x, aezoo.Codec.fit(model, x, progress=False)
 
 
@@ -327,12 +328,25 @@ def test_indices_are_coded_exactly(name):
     assert codec.steps is None and torch.equal(quiet(codec, x), model.reconstruct(x))
 
 
+BITS_BACK = """autoencoder_kl beta_tc_vae beta_vae capacity_vae ciwae conv_vae cvae dip_vae factor_vae info_vae iwae miwae resnet_vae
+soft_intro_vae vae vae_gan"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", aezoo.list_models())
 def test_every_model_is_a_codec(name):
     torch.manual_seed(0)
     free = not aezoo.registry.MODELS[name].backbones
     more = {"backbone": "mlp(widths=(16,))"} if free else {}
+    if not name.startswith("tabular"):
+        model = aezoo.create_model(name, input_shape=(1, 12, 12), latent_dim=8, likelihood="bernoulli", **more).eval()
+        x = torch.rand(12, 1, 12, 12).round()
+        try:
+            codec = aezoo.Codec.fit(model, x, lossless=True, progress=False)
+        except ValueError:
+            assert name not in BITS_BACK.split()
+        else:
+            assert name in BITS_BACK.split() and torch.equal(quiet(codec, x), x)
     model = aezoo.create_model(name, input_shape=(1, 12, 12), latent_dim=8, **more).eval()
     x = torch.rand(40, 1, 12, 12)
     codec = aezoo.Codec.fit(model, x, progress=False)
@@ -507,7 +521,7 @@ def test_saved_codecs_are_checked(lossy, grey, tmp_path):
         aezoo.Codec.load(tmp_path, lossless=True)
     with pytest.raises(ValueError, match="other weights"):
         aezoo.Codec.load(tmp_path, trained("ae", x, 3))
-    with pytest.raises(ValueError, match="tables"):
+    with pytest.raises(ValueError, match="other weights"):
         aezoo.Codec.load(tmp_path, grey[0])
     whole = (tmp_path / "codec.safetensors").read_bytes()
     for i in range(0, len(whole), max(1, len(whole) // 40)):
@@ -557,11 +571,11 @@ def refused(argv, capsys):
 
 def test_commands(run, tmp_path, capsys):
     where, photo = run / "run", run / "photo.png"
-    first = said(["compress", where, photo, "-o", tmp_path / "a.aez", "--lossless", "true"], capsys)
+    first = said(["compress", where, photo, "-o", tmp_path / "a.aez", "--lossless"], capsys)
     size = (tmp_path / "a.aez").stat().st_size
     assert "fitted to" in first and "it has none yet" in first and "decoded to the bit" in first
     assert f"{size:,} bytes with header and checksums, {8 * size / (9 * 14):.4g} bits per pixel" in first
-    assert "fitted" not in said(["compress", where, photo, "-o", tmp_path / "b.aez", "--lossless", "true"], capsys)
+    assert "fitted" not in said(["compress", where, photo, "-o", tmp_path / "b.aez", "--lossless"], capsys)
     assert sha256(tmp_path / "a.aez") == sha256(tmp_path / "b.aez")
     said(["decompress", where, tmp_path / "a.aez", "-o", tmp_path / "a.png"], capsys)
     assert np.array_equal(np.array(Image.open(tmp_path / "a.png")), np.array(Image.open(photo)))
@@ -579,7 +593,7 @@ def test_commands(run, tmp_path, capsys):
     assert len(list((tmp_path / "back").glob("*.png"))) == 12
 
     np.save(tmp_path / "rows.npy", np.zeros((4, 1, 6, 6), np.uint8))
-    assert "bits per value" in said(["compress", where, tmp_path / "rows.npy", "--lossless", "true"], capsys)
+    assert "bits per value" in said(["compress", where, tmp_path / "rows.npy", "--lossless"], capsys)
     said(["decompress", where, tmp_path / "rows.aez", "-o", tmp_path / "rows-2.npy"], capsys)
     assert np.load(tmp_path / "rows-2.npy").shape == (4, 1, 6, 6)
 

@@ -13,7 +13,7 @@ from ..registry import nearest
 
 
 def command_compress(argv: Sequence[str]) -> None:
-    """Pictures or arrays as .aez files: aezoo compress RUN photo.png -o photo.aez [--lossless true]"""
+    """Pictures or arrays as .aez files: aezoo compress RUN photo.png -o photo.aez [--lossless]"""
     parser = command_parser(
         "compress",
         "Writes a picture of any size, each picture of a folder, or an array (.npy, .csv, ...) as .aez: rounded codes by integer "
@@ -26,7 +26,7 @@ def command_compress(argv: Sequence[str]) -> None:
         "-o", "--out", default=None, help="file, or folder for a folder; by default the input's name, .aez"
     )
     parser.add_argument(
-        "--lossless", type=bool, default=False, help="bits back; for VAEs with likelihood bernoulli or logistic_mixture"
+        "--lossless", action="store_true", help="bits back; for VAEs with likelihood bernoulli or logistic_mixture"
     )
     parser.add_argument(
         "--extra",

@@ -168,21 +168,21 @@ class Codec:
         if not isinstance(settings, dict) or settings.get("format") != FORMAT:
             got = settings.get("format") if isinstance(settings, dict) else type(settings).__name__
             raise ValueError(f"{path} has format {got!r}; this version of aezoo reads format {FORMAT}")
-        tensors, _ = read_tensors(directory / f"{stem}.safetensors")
         if model is None:
             from ..hub import from_pretrained
 
             model = from_pretrained(directory)
+        if settings.get("model") != model_hash(model).hex():
+            raise ValueError(
+                f"{path} was fitted to other weights than this {model.name}'s; fit it again: aezoo.Codec.fit"
+            )
+        tensors, _ = read_tensors(directory / f"{stem}.safetensors")
         sums = settings.pop("tables", None)
         check_tensors(tensors, settings, model, path)
         codec = cls(model, tensors, settings)
         if sums != codec.hash.hex():
             raise ValueError(
                 f"{path} is damaged: the tables in {stem}.safetensors are not those that it was saved with"
-            )
-        if settings.get("model") != model_hash(model).hex():
-            raise ValueError(
-                f"{path} was fitted to other weights than this {model.name}'s; fit it again: aezoo.Codec.fit"
             )
         return codec
 
