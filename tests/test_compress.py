@@ -227,6 +227,22 @@ def test_lossless_comes_back_to_the_bit_in_the_form_it_came(grey, binary):
     assert torch.equal(quiet(codec, eight), eight)
 
 
+def test_weights_that_change_after_the_fit_are_noticed(binary):
+    model, x, _ = binary
+    codec = aezoo.Codec.fit(model, x, lossless=True, progress=False)
+    data = codec.compress(x[:9], progress=False)
+    first = next(model.parameters())
+    before = first.data.clone()
+    try:
+        first.data += 0.1
+        with pytest.raises(ValueError, match="another model's weights"):
+            codec.decompress(data, progress=False)
+        assert torch.equal(quiet(codec, x[:9]), x[:9])
+    finally:
+        first.data = before
+    assert torch.equal(codec.decompress(data, progress=False), x[:9])
+
+
 def test_lossless_costs_the_bound(grey, binary):
     """-ELBO in bits, to 2 %, beside the header and the bits to start with, for the 16-bit bins of one sample."""
     for model, x, codec in (grey, binary):

@@ -42,6 +42,7 @@ from .tiles import channels_of, cut, joined, resized, tile_size
 
 FORMAT = 1  # of codec.json
 BATCH = 256
+AT_ONCE = 2**17  # data values that a lossless codec holds the tables of: about 100 MB
 
 
 class Codec:
@@ -58,7 +59,7 @@ class Codec:
         coder()
         self.model, self.tensors, self.settings = model, tensors, settings
         self.lossless = bool(settings["lossless"])
-        self._bits_back: BitsBack | None = None
+        self._bits_back: tuple[bytes, BitsBack] | None = None
         if not self.lossless:
             self.steps = tensors["steps"].numpy() if "steps" in tensors else None
             self.lows = tensors["lows"].numpy()
@@ -277,6 +278,7 @@ class Codec:
         bar = _bar("compress", len(x), progress)
         with bar:
             if self.lossless:
+                together = min(together, max(1, AT_ONCE // math.prod(shape)))
                 integers = x.cpu().numpy()
                 payload, used = self._lossless().encode(integers, together, bar)
                 decoded_sum = checksum(integers.astype("<i4").tobytes())
@@ -343,9 +345,10 @@ class Codec:
             return torch.cat(out)
 
     def _lossless(self) -> BitsBack:
-        if self._bits_back is None:
-            self._bits_back = BitsBack(self.model, {k: v.double() for k, v in self.tensors.items()})
-        return self._bits_back
+        weights = model_hash(self.model)
+        if self._bits_back is None or self._bits_back[0] != weights:  # they may have been trained since
+            self._bits_back = weights, BitsBack(self.model, {k: v.double() for k, v in self.tensors.items()})
+        return self._bits_back[1]
 
 
 def _restored(integers: Tensor, levels: int, as_bytes: bool, dtype: torch.dtype) -> Tensor:
