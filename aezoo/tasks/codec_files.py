@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..base import BaseAE
 from ..registry import plain
+from .aez import HASH, Container
 from .ans import TOTAL, UNIFORM
 from .exact import CURVES
 from .latent_tables import groups_of, indexed
@@ -54,3 +55,31 @@ def check_tensors(tensors: dict[str, Tensor], settings: dict[str, Any], model: B
         sound = sound and all(int(part.long().sum()) == TOTAL for part in tensors["counts"].split(sizes))
     if not sound:
         raise ValueError(f"{path} is damaged: its tables do not fit together, or not to this {model.name}")
+
+
+def check_own(c: Container, codec: Any, what: str) -> None:
+    """Raises ValueError, naming `what`, unless a file was written by this codec, and holds what its model makes."""
+    model = codec.model
+    if c.model != model_hash(model)[:HASH]:
+        raise ValueError(
+            f"{what}: written with another model's weights ({c.model.hex()}) than this {model.name}'s "
+            f"({model_hash(model)[:HASH].hex()})"
+        )
+    if c.lossless != codec.lossless:
+        kind = "lossless" if c.lossless else "lossy"
+        raise ValueError(
+            f"{what}: written by a {kind} codec, and this is none: Codec.load(folder, lossless={c.lossless})"
+        )
+    if c.codec != codec.hash[:HASH]:
+        raise ValueError(
+            f"{what}: written with another codec of this model (tables {c.codec.hex()}, here {codec.hash[:HASH].hex()}); it needs "
+            "the codec.json and codec.safetensors it was written with"
+        )
+    mine = tuple(model.input_shape)
+    fits = c.shape == mine or (
+        c.picture is not None and not codec.lossless and len(c.shape) == 3 and c.shape[0] == mine[0]
+    )
+    if not fits or c.samples < 1 or (c.lossless and c.together < 1):
+        raise ValueError(f"{what}: {c.samples} samples of shape {c.shape}, but this model takes {mine}")
+    if c.picture and c.samples != -(-c.picture[0] // c.shape[-2]) * -(-c.picture[1] // c.shape[-1]):
+        raise ValueError(f"{what}: {c.samples} tiles of {c.shape} do not make a picture of {c.picture}")

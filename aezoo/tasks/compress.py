@@ -20,13 +20,12 @@ from torch import Tensor
 
 from ..base import BaseAE, number, positive
 from ..data import load_data
-from ..data.sources import floats
 from ..randomness import forked_rng
 from ..storage import read_json, read_tensors, write_json, write_tensors
 from . import aez, exact
 from .ans import Stack, checksum, coder, opened
 from .bits_back import BitsBack, check_lossless, levels_of, prior_edges
-from .codec_files import check_tensors, digest_of, model_hash
+from .codec_files import check_own, check_tensors, digest_of, model_hash
 from .latent_tables import (
     choose_steps,
     codes_of,
@@ -38,6 +37,7 @@ from .latent_tables import (
     push_codes,
     rounded,
 )
+from .samples import checked, restored, tensor_of
 from .tiles import channels_of, cut, joined, resized, tile_size
 
 FORMAT = 1  # of codec.json
@@ -200,7 +200,7 @@ class Codec:
         8-bit integers stand for [0, 1], as everywhere, and a lossless codec gives them back as such. `together`: samples that a lossless
         codec codes side by side: more is faster and takes more memory. Raises TypeError or ValueError for what the model does not take:
         shapes, NaN, values out of range or, lossless, between the 256 (or 2) values."""
-        x, as_bytes = self._checked(x)
+        x, as_bytes = checked(self.model, x, self.lossless)
         return self._write(x, as_bytes, None, positive("together", together), progress)
 
     def compress_picture(self, x: Any, *, together: int = 64, progress: bool = True) -> bytes:
@@ -211,14 +211,14 @@ class Codec:
             raise ValueError(
                 f"{self.model.name} takes samples of shape {self.model.input_shape}, which are no pictures of 1 or 3 channels"
             )
-        x = _tensor(x)
+        x = tensor_of(x)
         if x.dim() != 3 or x.shape[0] != channels or 0 in x.shape:
             raise ValueError(f"the picture has shape {tuple(x.shape)}; this model takes ({channels}, height, width)")
         height, width = x.shape[1:]
         size = (self.model.input_shape[-2], self.model.input_shape[-1])
         size = size if self.lossless else tile_size(self.model, height, width)
-        tiles = cut(x, size)
-        tiles, as_bytes = self._checked(tiles.view(len(tiles), *self._sized(size).input_shape), self._sized(size))
+        tiles, sized = cut(x, size), self._sized(size)
+        tiles, as_bytes = checked(sized, tiles.view(len(tiles), *sized.input_shape), self.lossless)
         return self._write(tiles, as_bytes, (height, width), positive("together", together), progress)
 
     def decompress(self, data: bytes, *, progress: bool = True, what: str = "these bytes") -> Tensor:
@@ -226,7 +226,7 @@ class Codec:
 
         `what` names the data in errors. Raises ValueError for foreign, truncated and damaged bytes, another format version, model or codec."""
         c = aez.read(data, what)
-        self._check_own(c, what)
+        check_own(c, self, what)
         try:
             x = self._read(c, progress)
         except (ValueError, OverflowError, IndexError) as error:
@@ -244,32 +244,6 @@ class Codec:
         if found is None:
             raise ValueError(f"{self.model.name} does not decode pictures of {size[0]}x{size[1]}")
         return found
-
-    def _checked(self, x: Any, model: BaseAE | None = None) -> tuple[Tensor, bool]:
-        """(samples as the model takes them, or integers for a lossless codec; whether they were 8-bit)."""
-        model, x = model or self.model, _tensor(x)
-        as_bytes = x.dtype == torch.uint8
-        like = next(model.parameters())
-        scaled = floats(x, torch.float64 if self.lossless else like.dtype)
-        model.check_input(x if self.lossless and x.is_floating_point() else scaled.to(like.dtype))
-        if not bool(scaled.isfinite().all()):
-            i = int((~scaled.flatten(1).isfinite().all(1)).nonzero()[0])
-            raise ValueError(f"sample {i} holds NaN or infinity; there is no code for it")
-        model.likelihood.check(float(scaled.min()), float(scaled.max()))
-        if not self.lossless:
-            return scaled, as_bytes
-        levels = levels_of(model.likelihood)
-        whole = torch.round(scaled * (levels - 1))
-        exactly = torch.equal(_restored(whole.long(), levels, as_bytes, x.dtype), x.cpu())
-        if not exactly:
-            values = (
-                "0 and 1 (binarise it)" if levels == 2 else f"k / {levels - 1}, as x.float() / {levels - 1} gives them"
-            )
-            raise ValueError(
-                f"this codec is lossless for the {levels} values {values}; the data holds others, e.g. "
-                f"{float(scaled.flatten()[(scaled * (levels - 1) - whole).abs().argmax()]):.6g}"
-            )
-        return whole.long(), as_bytes
 
     def _write(
         self, x: Tensor, as_bytes: bool, picture: tuple[int, int] | None, together: int, progress: bool
@@ -297,31 +271,6 @@ class Codec:
             aez.Container(self.lossless, as_bytes, *names, len(x), shape, picture, used, together, decoded_sum, payload)
         )
 
-    def _check_own(self, c: aez.Container, what: str) -> None:
-        if c.model != model_hash(self.model)[: aez.HASH]:
-            raise ValueError(
-                f"{what}: written with another model's weights ({c.model.hex()}) than this {self.model.name}'s "
-                f"({model_hash(self.model)[: aez.HASH].hex()})"
-            )
-        if c.lossless != self.lossless:
-            kind = "lossless" if c.lossless else "lossy"
-            raise ValueError(
-                f"{what}: written by a {kind} codec, and this is none: Codec.load(folder, lossless={c.lossless})"
-            )
-        if c.codec != self.hash[: aez.HASH]:
-            raise ValueError(
-                f"{what}: written with another codec of this model (tables {c.codec.hex()}, here {self.hash[: aez.HASH].hex()}); it needs "
-                "the codec.json and codec.safetensors it was written with"
-            )
-        mine = tuple(self.model.input_shape)
-        fits = c.shape == mine or (
-            c.picture is not None and not self.lossless and len(c.shape) == 3 and c.shape[0] == mine[0]
-        )
-        if not fits or c.samples < 1 or (c.lossless and c.together < 1):
-            raise ValueError(f"{what}: {c.samples} samples of shape {c.shape}, but this model takes {mine}")
-        if c.picture and c.samples != -(-c.picture[0] // c.shape[-2]) * -(-c.picture[1] // c.shape[-1]):
-            raise ValueError(f"{what}: {c.samples} tiles of {c.shape} do not make a picture of {c.picture}")
-
     def _read(self, c: aez.Container, progress: bool) -> Tensor:
         bar = _bar("decompress", c.samples, progress)
         stack = opened(c.payload, self.lossless, c.used)
@@ -332,7 +281,7 @@ class Codec:
                     raise ValueError("the CRC-32 of what was decoded is not that of what was coded")
                 dtype = torch.uint8 if c.bytes_in else next(self.model.parameters()).dtype
                 levels = levels_of(self.model.likelihood)
-                return _restored(torch.from_numpy(integers), levels, c.bytes_in, dtype)
+                return restored(torch.from_numpy(integers), levels, c.bytes_in, dtype)
             model = self._sized(c.shape[-2:]) if c.picture else self.model
             q = pop_codes(stack, c.samples, groups_of(model), self.lows, self.tables)
             if not stack.is_fresh():
@@ -349,23 +298,6 @@ class Codec:
         if self._bits_back is None or self._bits_back[0] != weights:  # they may have been trained since
             self._bits_back = weights, BitsBack(self.model, {k: v.double() for k, v in self.tensors.items()})
         return self._bits_back[1]
-
-
-def _restored(integers: Tensor, levels: int, as_bytes: bool, dtype: torch.dtype) -> Tensor:
-    """Integers of 0 .. levels - 1 as the data they stand for."""
-    if as_bytes:
-        return (
-            (integers * (255 // (levels - 1))).to(torch.uint8) if 255 % (levels - 1) == 0 else integers.to(torch.uint8)
-        )
-    return integers.to(dtype) / (levels - 1)
-
-
-def _tensor(x: Any) -> Tensor:
-    if isinstance(x, np.ndarray):
-        x = torch.from_numpy(np.ascontiguousarray(x))
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a tensor or an array of samples; got {type(x).__name__}")
-    return x.detach()
 
 
 def _stem(lossless: bool) -> str:
