@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .interop import load_foreign, save_foreign
     from .prior_fitting import fit_prior
     from .sampling import walkback
+    from .tasks.compress import Codec
     from .tasks.denoise import denoise
     from .tasks.features import features
     from .tasks.generate import interpolate, traverse
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 _LAZY = {  # loaded on first use
     "Callback": "train",
     "features": "tasks.features",
+    "Codec": "tasks.compress",
     "fit": "train",
     "fit_many": "train.many",
     "fit_prior": "prior_fitting",
@@ -69,6 +71,7 @@ __all__ = [
     "AEOutput",
     "BaseAE",
     "Callback",
+    "Codec",
     "FitResult",
     "LRResult",
     "convert_pt",

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import recipes
+from .commands.compress import command_compress, command_decompress
 from .commands.convert import command_convert
 from .commands.denoise import command_denoise
 from .commands.evaluate import command_evaluate
@@ -171,6 +172,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "features": command_features,
     "fit-prior": command_fit_prior,
     "export": command_export,
+    "compress": command_compress,
+    "decompress": command_decompress,
     "card": command_card,
     "push": command_push,
     "pull": command_pull,

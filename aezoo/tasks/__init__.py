@@ -1,4 +1,3 @@
-"""What models are used for, one use a file."""
 """The five things that trained models are used for, one module each; every one takes any model of the zoo."""
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ _LAZY = {
     "save_gif": "frames",
     "save_grid": "frames",
     "traverse": "generate",
+    "Codec": "compress",
 }
 
 
