@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .tasks.denoise import denoise
     from .tasks.features import features
     from .tasks.generate import interpolate, traverse
+    from .tasks.detect import detect
     from .train import Callback, FitResult, fit
     from .train.find import find_batch_size
     from .train.many import fit_many
@@ -48,6 +49,7 @@ _LAZY = {  # loaded on first use
     "load_data": "data",
     "load_foreign": "interop",
     "save_foreign": "interop",
+    "detect": "tasks.detect",
     "evaluate": "evaluation",
     "export": "exporting",
     "from_pretrained": "hub",
@@ -77,6 +79,7 @@ __all__ = [
     "convert_pt",
     "create_model",
     "denoise",
+    "detect",
     "encode_table",
     "evaluate",
     "export",

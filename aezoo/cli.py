@@ -17,6 +17,7 @@ from . import recipes
 from .commands.compress import command_compress, command_decompress
 from .commands.convert import command_convert
 from .commands.denoise import command_denoise
+from .commands.detect import command_detect
 from .commands.evaluate import command_evaluate
 from .commands.export import command_export
 from .commands.features import command_features
@@ -164,6 +165,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": command_train,
     "sweep": command_sweep,
     "evaluate": command_evaluate,
+    "detect": command_detect,
     "reconstruct": command_reconstruct,
     "denoise": command_denoise,
     "sample": command_sample,

@@ -12,6 +12,11 @@ _LAZY = {
     "save_grid": "frames",
     "traverse": "generate",
     "Codec": "compress",
+    "anomaly_scores": "detect",
+    "detect_series": "series",
+    "error_map": "error_maps",
+    "Interval": "series",
+    "sliding_windows": "series",
 }
 
 
