@@ -432,7 +432,6 @@ def test_sweep_over_backbones(tmp_path, monkeypatch):
 def test_a_sweep_that_was_stopped_does_what_is_left(tmp_path, monkeypatch, capsys, more):
     """As one computation, and one after the other."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("aezoo.pictures.draw_run", lambda *args: ([], []))
     argv = ["sweep", "--model", "vae", "--data", "digits", "--data.limit", "64", "--train.device", "cpu", "--train.steps", "2", "--seeds", "2", "--vary", "model.beta=1,2,4", *more]  # fmt: skip
     main([*argv, "--out", "whole"])
     capsys.readouterr()
@@ -523,4 +522,6 @@ def test_gradcheck_of_stacked_batch_norms(training):
         torch.testing.assert_close(got[i], wanted, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close((mean[i], var[i]), tuple(own), rtol=1e-12, atol=1e-12)
     assert torch.autograd.gradcheck(f, (x, weight, bias))
-    assert torch.autograd.gradgradcheck(f, (x, weight, bias))
+    assert torch.autograd.gradgradcheck(
+        f, (x, weight, bias), fast_mode=True
+    )  # along random directions, not entry by entry
