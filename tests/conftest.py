@@ -84,6 +84,12 @@ def make_images(n, size=12, seed=0):
     return blob[:, None], (cx[:, 0, 0] > 0.5).long()
 
 
+OWN = {  # networks that some models are built around, with everything that they have, once or twice
+    "vit": "vit(width=16, depth=2, heads=2, decoder_width=16, decoder_depth=1)", "unet": "unet(widths=(4, 8))", "conv": "conv(widths=(4, 8))",
+    "resnet": "resnet(widths=(8, 8), blocks=1, attention=True)",
+}  # fmt: skip
+
+
 def model_of(name="vae", **more):
     """A small model with the same weights at every call."""
     torch.manual_seed(3)

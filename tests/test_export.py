@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import model_of
+from conftest import OWN, model_of
 
 import aezoo
 from aezoo import exporting
@@ -30,6 +30,8 @@ def small(name, **more):
         more = {"columns": (0, 0, 3, 0, 2), **more}
     if not cls.backbones and cls.__signature__.parameters["backbone"].default == "mlp":
         more = {"backbone": "mlp(widths=(16,))", **more}
+    elif (own := str(cls.__signature__.parameters["backbone"].default).split("(")[0]) in OWN:
+        more = {"backbone": OWN[own], **more}
     model = aezoo.create_model(name, input_shape=shape, latent_dim=4, **more)
     with torch.no_grad():
         for p in model.parameters():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import make_images
+from conftest import OWN, make_images
 from PIL import Image
 
 import aezoo
@@ -149,18 +149,13 @@ def test_bytes_and_drawn_pixels(notes):
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_every_model(name):
     """Together or, with a note, one by one: never another result."""
-    small = {
-        "vit": "vit(width=16, depth=1, heads=2, decoder_depth=1)",
-        "unet": "unet(widths=(4, 8))",
-        "conv": "conv(widths=(4, 8))",
-    }
     backbone = dict.fromkeys(("conv_ae", "conv_vae"), "conv(widths=(4,))").get(
         name, "linear(tied=True)" if "tied" in name else "linear"
     )
 
     def one(seed):
         torch.manual_seed(seed)
-        own = [small[b] for b in MODELS[name].backbones[:1] if b in small]  # of a network of its own kind
+        own = [OWN[b] for b in MODELS[name].backbones[:1] if b in OWN]  # of a network of its own kind
         chosen = {"backbone": own[0]} if own else {} if MODELS[name].backbones else {"backbone": backbone}
         return aezoo.create_model(name, input_shape=(1, 8, 8), latent_dim=6, **chosen).double()
 
