@@ -8,11 +8,6 @@ import aezoo
 from aezoo.train import loop
 
 
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch):
-    monkeypatch.setattr("aezoo.pictures.draw_run", lambda *args: ([], []))
-
-
 class Poisoned(torch.utils.data.Dataset):
     """Images of which one is not finite."""
 

@@ -97,6 +97,7 @@ def test_what_a_callback_draws_does_not_touch_the_run(images):
 # ------------------------------------------------------------------------------------------------------------- loggers
 
 
+@pytest.mark.pictures
 def test_tensorboard(images, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
