@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .backbones import Pair
 from .backbones.sequence import Series
 from .base import BaseAE, checked_shape, positive
 from .priors import PRIORS
@@ -76,6 +77,10 @@ def adapt(
     if input_shape is None and latent_dim is None:
         raise ValueError(
             "adapt needs what is to change: input_shape=, the shape of one sample, or latent_dim=, or both"
+        )
+    if isinstance(model.backbone, Pair):
+        raise TypeError(
+            f"{model.name} is built around modules of your own, which adapt cannot make anew; give the backbone by name"
         )
     keywords = plain(model.config)
     if latent_dim is not None and "latent_dim" not in keywords:

@@ -54,7 +54,7 @@ def chosen(model: BaseAE, freeze: str | Sequence[str] | None) -> Frozen:
         if not any(fits(pattern, name) for name in known):
             tops = [name for name, m in model.named_children() if m.state_dict()]
             tops += [name for name in parameters if "." not in name]
-            near = nearest(pattern, tops) or nearest(pattern, known)
+            near = (nearest(pattern, known) if "." in pattern else "") or nearest(pattern.split(".")[0], tops)
             raise ValueError(
                 f"freeze: {model.name} holds nothing named {pattern!r}; it takes names and patterns of modules and parameters: "
                 f"{', '.join(tops)}, and what is in them.{near}"
