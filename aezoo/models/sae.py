@@ -72,7 +72,7 @@ class LargestSAE(SAE):
         return {"aux": AUX if self.training else 0.0} if self.aux_k else {}
 
     def after_step(self) -> None:
-        if self.normalize_decoder and isinstance(self.decoder, RowDecoder):
+        if self.normalize_decoder and isinstance(self.decoder, RowDecoder) and self.decoder.training:  # not frozen
             self.decoder.normalize()
 
     def may_be_dead(self) -> bool:

@@ -20,6 +20,7 @@ from . import state as run_state
 from .arguments import seconds_of
 from .average import Average
 from .ending import finish, too_large
+from .freezing import train_mode
 from .graph import Block, Graphed
 from .hardware import out_of_memory, settle
 from .interrupts import Interrupts, Stopped
@@ -173,7 +174,7 @@ class _Trainer(Setup):
             self.guard.begin(self)
         every = self.asked["checkpoint_every"]
         reached, epoch = self.step, self.step // self.per_epoch
-        self.model.train()
+        train_mode(self.model, self.frozen)
         for window in self.windows(epoch, self.step % self.per_epoch):
             self.one_step(window)
             if self.hooks.step:
@@ -185,7 +186,7 @@ class _Trainer(Setup):
                 behind = self.end_row(due)
                 if behind or self.at_epoch_end() or self.stopped != "finished":
                     return
-                self.model.train()
+                train_mode(self.model, self.frozen)
             else:
                 self.stop_if_asked()
                 if due and not self.save():

@@ -69,8 +69,10 @@ class Progress:
         model = trainer.model
         self.say(trainer.hardware.reason)
         held = f" + {len(trainer.val):,} to validate" if trainer.val is not None else ""
+        still = sum(p.numel() for p in model.parameters() if not p.requires_grad)
         self.say(
-            f"{model.name} {tuple(model.input_shape)} -> {model.latent_dim}, {model.num_parameters:,} parameters | "
+            f"{model.name} {tuple(model.input_shape)} -> {model.latent_dim}, {model.num_parameters:,} parameters"
+            f"{f', {still:,} of them frozen' if still else ''} | "
             f"{len(trainer.source):,} samples of {trainer.description}{held} | {trainer.total:,} steps of "
             f"{trainer.batch_size * trainer.asked['accumulate']}"
         )

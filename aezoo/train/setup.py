@@ -19,6 +19,7 @@ from . import state as run_state
 from .arguments import batches_for, notes
 from .average import Average
 from .finite import Guard, Kept
+from .freezing import chosen
 from .graph import Graphed
 from .hardware import Hardware
 from .hooks import Hooks
@@ -56,6 +57,7 @@ class Setup:
         self.held: BaseAE | Shards = self.model  # whose weights this process holds
         self.loss: Callable[..., AELoss] = self.model.loss
         self.dtype = next(model.parameters()).dtype
+        self.frozen = chosen(self.model, asked["freeze"]).modules
         self.seed: int = asked["seed"]
         self.step = 0
         self.rows: list[dict[str, Any]] = []
