@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .hub import from_pretrained, pull, push
     from .interop import load_foreign, save_foreign
     from .prior_fitting import fit_prior
+    from .reporting import report
     from .sampling import walkback
     from .train import Callback, FitResult, fit
     from .train.find import find_batch_size
@@ -47,6 +48,7 @@ _LAZY = {  # loaded on first use
     "from_pretrained": "hub",
     "pull": "hub",
     "push": "hub",
+    "report": "reporting",
     "write_card": "cards",
     "convert_pt": "convert",
     "encode_table": "data.tables",
@@ -82,6 +84,7 @@ __all__ = [
     "pull",
     "push",
     "register",
+    "report",
     "save_foreign",
     "walkback",
     "write_card",

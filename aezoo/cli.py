@@ -21,6 +21,7 @@ from .commands.find import built, command_find_batch, command_find_lr
 from .commands.hub import command_card, command_pull, command_push
 from .commands.pictures import command_reconstruct, command_sample
 from .commands.prior import command_fit_prior
+from .commands.report import command_report
 from .commands.zoo import command_zoo
 from .flags import command_parser, describe, parse, summary, train_config, train_help
 from .registry import MODELS, create_model, list_models, nearest, signature
@@ -162,6 +163,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "evaluate": command_evaluate,
     "reconstruct": command_reconstruct,
     "sample": command_sample,
+    "report": command_report,
     "fit-prior": command_fit_prior,
     "export": command_export,
     "card": command_card,

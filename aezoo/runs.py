@@ -46,12 +46,16 @@ def read_model(folder: Path) -> Read:
             model = build(state["model"], path)
             held = {name: value for name, value in tensors.items() if name.startswith("best.")}
             kind = "best" if held else "model"
-            model.load_state_dict({k.removeprefix(f"{kind}."): v for k, v in tensors.items() if k.startswith(f"{kind}.")})
+            model.load_state_dict(
+                {k.removeprefix(f"{kind}."): v for k, v in tensors.items() if k.startswith(f"{kind}.")}
+            )
         except (ValueError, OSError, RuntimeError) as error:
             said.append(f"{path.name}: {error}")
             continue
         which = "the best weights" if held else "the weights"
-        return Read(model, f"{which} up to step {state['step']:,}, from a checkpoint" if state["step"] else "untrained weights")
+        return Read(
+            model, f"{which} up to step {state['step']:,}, from a checkpoint" if state["step"] else "untrained weights"
+        )
     if said:
         raise ValueError(f"{folder} holds no weights that can be read: {'; '.join(said)}")
     raise FileNotFoundError(f"{folder} holds neither {WEIGHTS} nor a checkpoint")

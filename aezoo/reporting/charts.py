@@ -57,7 +57,9 @@ def short(value: float) -> str:
 class Axes:
     """From data to places in the picture."""
 
-    def __init__(self, x: tuple[float, float], y: tuple[float, float], log: bool = False, height: int = HEIGHT, left: int = LEFT):
+    def __init__(
+        self, x: tuple[float, float], y: tuple[float, float], log: bool = False, height: int = HEIGHT, left: int = LEFT
+    ):
         self.log, self.height, self.left = log, height, left
         self.x0, self.x1 = x if x[1] > x[0] else (x[0] - 0.5, x[0] + 0.5)
         low, high = (math.log10(y[0]), math.log10(y[1])) if log else y
@@ -79,14 +81,20 @@ class Axes:
             v = 10.0**v if self.log else v
             at = self.at_y(v)
             parts.append(f'<line class="grid" x1="{self.left}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
-            parts.append(f'<text class="tick" x="{self.left - 6}" y="{at + 3.5:.1f}" text-anchor="end">{short(v)}</text>')
+            parts.append(
+                f'<text class="tick" x="{self.left - 6}" y="{at + 3.5:.1f}" text-anchor="end">{short(v)}</text>'
+            )
         for v in ticks(self.x0, self.x1, 5) if marks else []:
             if not whole or v == round(v):
                 at = self.at_x(v)
-                parts.append(f'<text class="tick" x="{at:.1f}" y="{self.height - BOTTOM + 15}" text-anchor="middle">{short(v)}</text>')
+                parts.append(
+                    f'<text class="tick" x="{at:.1f}" y="{self.height - BOTTOM + 15}" text-anchor="middle">{short(v)}</text>'
+                )
         foot = self.height - BOTTOM
         parts.append(f'<line class="axis" x1="{self.left}" x2="{WIDTH - RIGHT}" y1="{foot}" y2="{foot}"/>')
-        parts.append(f'<text class="name" x="{WIDTH - RIGHT}" y="{self.height - 4}" text-anchor="end">{escape(x)}</text>')
+        parts.append(
+            f'<text class="name" x="{WIDTH - RIGHT}" y="{self.height - 4}" text-anchor="end">{escape(x)}</text>'
+        )
         if y:
             parts.append(f'<text class="name" x="{self.left}" y="{self.height - 4}">{escape(y)}</text>')
         return "".join(parts)
@@ -107,7 +115,9 @@ def legend(entries: Sequence[tuple[str, str]]) -> str:
     return f'<span class="legend">{items}</span>'
 
 
-def lines(title: str, series: Sequence[Line], x: str, y: str = "", edges: Sequence[tuple[float, str]] = (), log: bool = False) -> str:
+def lines(
+    title: str, series: Sequence[Line], x: str, y: str = "", edges: Sequence[tuple[float, str]] = (), log: bool = False
+) -> str:
     """Lines over a common axis. `edges`: where stages of training begin, with their names. Where the first point lies far off, the axis
     shows the others."""
     series = [line._replace(points=[p for p in line.points if math.isfinite(p[1])]) for line in series]
@@ -126,7 +136,9 @@ def lines(title: str, series: Sequence[Line], x: str, y: str = "", edges: Sequen
     axes = Axes((min(xs), max(xs)), (low, high), log)
     parts = [axes.frame(x, y, whole=True)]
     for at, name in edges:
-        parts.append(f'<line class="edge" x1="{axes.at_x(at):.1f}" x2="{axes.at_x(at):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"><title>{escape(name)}</title></line>')
+        parts.append(
+            f'<line class="edge" x1="{axes.at_x(at):.1f}" x2="{axes.at_x(at):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"><title>{escape(name)}</title></line>'
+        )
     clip = f"{LEFT},{TOP - 4} {WIDTH},{TOP - 4} {WIDTH},{HEIGHT - BOTTOM} {LEFT},{HEIGHT - BOTTOM}"
     inside = ", ".join(f"{a}px {b}px" for a, b in (pair.split(",") for pair in clip.split()))
     drawn = []
@@ -149,7 +161,15 @@ def _sig(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def histogram(title: str, values: Sequence[float], x: str, bins: int = 40, log_x: bool = False, note: str = "", marks: Sequence[tuple[float, str]] = ()) -> str:
+def histogram(
+    title: str,
+    values: Sequence[float],
+    x: str,
+    bins: int = 40,
+    log_x: bool = False,
+    note: str = "",
+    marks: Sequence[tuple[float, str]] = (),
+) -> str:
     """How often which value occurs. `log_x`: bins of equal ratio, of what is above 0. `marks`: values to point out, with their names."""
     kept = [v for v in values if math.isfinite(v) and (not log_x or v > 0)]
     if not kept:
@@ -167,26 +187,43 @@ def histogram(title: str, values: Sequence[float], x: str, bins: int = 40, log_x
     parts = [axes.frame(x, "", marks=not log_x)]
     if log_x:
         for v in decades(low, high):
-            parts.append(f'<text class="tick" x="{axes.at_x(v):.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{short(10.0**v)}</text>')
+            parts.append(
+                f'<text class="tick" x="{axes.at_x(v):.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{short(10.0**v)}</text>'
+            )
     foot = HEIGHT - BOTTOM
     for i, count in enumerate(counts):
         a, b, top = axes.at_x(low + i * width), axes.at_x(low + (i + 1) * width), axes.at_y(count)
         told = f"{short(name(low + i * width))} to {short(name(low + (i + 1) * width))}: {count:,}"
         if count:
-            parts.append(f'<rect class="bar" x="{a + 0.4:.1f}" y="{top:.1f}" width="{max(b - a - 0.8, 0.6):.1f}" height="{foot - top:.1f}"><title>{told}</title></rect>')
+            parts.append(
+                f'<rect class="bar" x="{a + 0.4:.1f}" y="{top:.1f}" width="{max(b - a - 0.8, 0.6):.1f}" height="{foot - top:.1f}"><title>{told}</title></rect>'
+            )
     for value, label in marks:
         at = axes.at_x(math.log10(value) if log_x and value > 0 else value)
         parts.append(f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{foot}"/>')
         side = "end" if at > WIDTH / 2 else "start"
-        parts.append(f'<text class="name" x="{at + (-5 if side == "end" else 5):.1f}" y="{TOP + 8}" text-anchor="{side}">{escape(label)}</text>')
+        parts.append(
+            f'<text class="name" x="{at + (-5 if side == "end" else 5):.1f}" y="{TOP + 8}" text-anchor="{side}">{escape(label)}</text>'
+        )
     return figure(title, "".join(parts), note=note)
 
 
-def bars(title: str, values: Sequence[float], labels: Sequence[str], x: str = "", y: str = "", note: str = "", kinds: Sequence[str] = ()) -> str:
+def bars(
+    title: str,
+    values: Sequence[float],
+    labels: Sequence[str],
+    x: str = "",
+    y: str = "",
+    note: str = "",
+    kinds: Sequence[str] = (),
+) -> str:
     """A bar for each value, in the given order; names under them where there is room."""
     if not values:
         return ""
-    axes = Axes((0, len(values)), (min(0.0, *values), max(*values, 1e-12) * 1.05) if len(values) > 1 else (0, max(values[0], 1e-12)))
+    axes = Axes(
+        (0, len(values)),
+        (min(0.0, *values), max(*values, 1e-12) * 1.05) if len(values) > 1 else (0, max(values[0], 1e-12)),
+    )
     parts, foot = [axes.frame(x, y, marks=False)], axes.at_y(0.0)
     narrow = (WIDTH - LEFT - RIGHT) / len(values)
     gap = min(2.0, 0.15 * narrow)
@@ -198,11 +235,15 @@ def bars(title: str, values: Sequence[float], labels: Sequence[str], x: str = ""
             f'height="{abs(foot - top):.1f}"><title>{escape(labels[i])}: {short(value)}</title></rect>'
         )
         if narrow >= 7 * max(3, max(map(len, labels))) * 0.9:
-            parts.append(f'<text class="tick" x="{at + narrow / 2:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{escape(labels[i])}</text>')
+            parts.append(
+                f'<text class="tick" x="{at + narrow / 2:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{escape(labels[i])}</text>'
+            )
     return figure(title, "".join(parts), note=note)
 
 
-def scatter(points: Sequence[tuple[float, float]], groups: Sequence[int] | None, shades: Sequence[str] | None, x: str, y: str) -> str:
+def scatter(
+    points: Sequence[tuple[float, float]], groups: Sequence[int] | None, shades: Sequence[str] | None, x: str, y: str
+) -> str:
     """A map of samples, each circle with its number in `data-i`. `groups`: the number of each one's colour; `shades`: colours themselves."""
     xs, ys = [p[0] for p in points], [p[1] for p in points]
     gap_x, gap_y = (0.04 * (max(v) - min(v)) or 0.5 for v in (xs, ys))
@@ -213,7 +254,9 @@ def scatter(points: Sequence[tuple[float, float]], groups: Sequence[int] | None,
     for i, (a, b) in enumerate(points):
         colour = shades[i] if shades else COLOURS[groups[i] % len(COLOURS)] if groups else COLOURS[0]
         group = f' data-g="{groups[i]}"' if groups else ""
-        dots.append(f'<circle cx="{axes.at_x(a):.1f}" cy="{axes.at_y(b):.1f}" r="{radius}" fill="{colour}" data-i="{i}"{group}/>')
+        dots.append(
+            f'<circle cx="{axes.at_x(a):.1f}" cy="{axes.at_y(b):.1f}" r="{radius}" fill="{colour}" data-i="{i}"{group}/>'
+        )
     return (
         f'<svg class="map" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="latent map">{axes.frame(x, y)}'
         f'<g class="dots">{"".join(dots)}</g></svg>'

@@ -54,10 +54,14 @@ def training(m: Material) -> Section | None:
         raise Missing("there is no row in metrics.jsonl yet")
     per_epoch = max(1.0, max(row["step"] / max(row.get("epoch", 1), 1) for row in rows))
     names = [k for k in dict.fromkeys(k for row in rows for k in row) if k not in SKIP and not k.startswith("val_")]
-    if {"loss", "recon"} == {n for n in names if n in ("loss", "recon")} and all(row.get("loss") == row.get("recon") for row in rows):
+    if {"loss", "recon"} == {n for n in names if n in ("loss", "recon")} and all(
+        row.get("loss") == row.get("recon") for row in rows
+    ):
         names.remove("recon")  # the only term is the loss
     stages = list(dict.fromkeys(row.get("stage", "") for row in rows))
-    edges = [(max(r["step"] for r in rows if r.get("stage", "") == s) / per_epoch, n) for s, n in zip(stages, stages[1:])]
+    edges = [
+        (max(r["step"] for r in rows if r.get("stage", "") == s) / per_epoch, n) for s, n in zip(stages, stages[1:])
+    ]
     drawn = []
     for name in names:
         pairs = ((name, "training", "train"), (f"val_{name}", "validation", "val"))
@@ -65,7 +69,11 @@ def training(m: Material) -> Section | None:
         unit = m.model.units if m.has_model and name in ("loss", "recon", "kl", "elbo") else ""
         drawn.append(charts.lines(name, series, "epoch", unit, edges, log=len(stages) > 1))
     if any("lr" in row for row in rows):
-        drawn.append(charts.lines("learning rate", [charts.Line("lr", "other", _points(rows, "lr", per_epoch))], "epoch", "", edges))
+        drawn.append(
+            charts.lines(
+                "learning rate", [charts.Line("lr", "other", _points(rows, "lr", per_epoch))], "epoch", "", edges
+            )
+        )
     best = m.best
     said = f"{len(rows):,} rows up to step {rows[-1]['step']:,}."
     if "val_loss" in best:
@@ -112,7 +120,12 @@ def reconstructions(m: Material) -> Section | None:
         else "Input (grey) and output (blue). Of several channels the first three are drawn."
     )
     said = f"{len(chosen)} samples of {m.what}, from the well to the badly reconstructed. {how} Mean squared error over {len(m.x):,} samples: {mean:.4g}."
-    return Section("reconstructions", "Reconstructions", said, cards((sample_card(m, i, scale) for i in chosen), 168 if m.images else 240))
+    return Section(
+        "reconstructions",
+        "Reconstructions",
+        said,
+        cards((sample_card(m, i, scale) for i in chosen), 168 if m.images else 240),
+    )
 
 
 def errors(m: Material) -> Section | None:
@@ -123,10 +136,20 @@ def errors(m: Material) -> Section | None:
         raise Missing("every sample is missing all of its entries")
     mean = float(kept.mean())
     log = float(kept.min()) > 0 and float(kept.max() / kept.median().clamp_min(1e-30)) > 20
-    drawn = [charts.histogram("squared error of a sample", kept.tolist(), "mean over its entries", log_x=log, marks=[(mean, f"mean {mean:.3g}")])]
+    drawn = [
+        charts.histogram(
+            "squared error of a sample",
+            kept.tolist(),
+            "mean over its entries",
+            log_x=log,
+            marks=[(mean, f"mean {mean:.3g}")],
+        )
+    ]
     if len(m.classes) > 1 and m.labels is not None:
         named = [(m.class_name(c), float(values[m.labels == c].nanmean())) for c in m.classes]
-        drawn.append(charts.bars("mean error by label", [v for _, v in named], [n for n, _ in named], note=_worst(named)))
+        drawn.append(
+            charts.bars("mean error by label", [v for _, v in named], [n for n, _ in named], note=_worst(named))
+        )
     order = values.nan_to_num(-torch.inf).argsort(descending=True, stable=True)
     best = values.nan_to_num(torch.inf).argsort(stable=True)
     n = min(6 if m.images else 4, max(1, len(kept) // 2))
@@ -158,8 +181,12 @@ def samples(m: Material) -> Section | None:
     name = getattr(model.prior, "name", "") or type(model.prior).__name__
     said = f"{n} draws from the prior ({name.replace('_', ' ')}), decoded."
     if m.images:
-        return Section("samples", "New samples", said, tiles((img(v, f"sample {i}") for i, v in enumerate(scaled(x, like))), 64))
-    return Section("samples", "New samples", said, cards((card(shown(v, like, f"sample {i}"), "") for i, v in enumerate(x)), 220))
+        return Section(
+            "samples", "New samples", said, tiles((img(v, f"sample {i}") for i, v in enumerate(scaled(x, like))), 64)
+        )
+    return Section(
+        "samples", "New samples", said, cards((card(shown(v, like, f"sample {i}"), "") for i, v in enumerate(x)), 220)
+    )
 
 
 # -------------------------------------------------------------------------------------------------------- latent space
@@ -170,7 +197,11 @@ def traversal(m: Material) -> Section | None:
     if why := no_code(m.model):
         raise Missing(why)
     ways = m.directions
-    middle = int((m.z.flatten(1) - ways.centre).square().sum(1).argmin()) if not m.model.sparse_code else spread_over(m.errors, 3)[1]
+    middle = (
+        int((m.z.flatten(1) - ways.centre).square().sum(1).argmin())
+        if not m.model.sparse_code
+        else spread_over(m.errors, 3)[1]
+    )
     z = m.z[middle : middle + 1]
     at = ways.coordinates(z)
     rows = []
@@ -180,10 +211,16 @@ def traversal(m: Material) -> Section | None:
         where[:, k] = stops
         out = m.decode(ways.moved(z.expand(STEPS, *z.shape[1:]).contiguous(), where), [middle] * STEPS).cpu()
         rows.append(way(m, out, name, f"{float(stops[0]):.3g} to {float(stops[-1]):.3g}"))
-    ends = ("0", "its largest value") if m.model.sparse_code else ("2.5 standard deviations below the mean", "2.5 above")
+    ends = (
+        ("0", "its largest value") if m.model.sparse_code else ("2.5 standard deviations below the mean", "2.5 above")
+    )
     label = m.caption(middle)
     said = f"One sample{f' ({label})' if label else ''}, decoded while one number of its code goes from {ends[0]} to {ends[1]}; the others stay. "
-    said += "The latents that vary most come first." if not ways.names[0].startswith("comp") else "The ways are the principal components of the codes."
+    said += (
+        "The latents that vary most come first."
+        if not ways.names[0].startswith("comp")
+        else "The ways are the principal components of the codes."
+    )
     body = "".join(rows)
     pairs = _pairs(m)
     if pairs:
@@ -191,7 +228,12 @@ def traversal(m: Material) -> Section | None:
         for a, b in pairs:
             t = torch.linspace(0, 1, STEPS, device=z.device, dtype=z.dtype).view(-1, *[1] * (z.dim() - 1))
             mixed = (1 - t) * m.z[a] + t * m.z[b]
-            body += way(m, m.decode(mixed, [a] * STEPS).cpu(), " → ".join(filter(None, (m.caption(a), m.caption(b)))) or f"sample {a} → {b}", "")
+            body += way(
+                m,
+                m.decode(mixed, [a] * STEPS).cpu(),
+                " → ".join(filter(None, (m.caption(a), m.caption(b)))) or f"sample {a} → {b}",
+                "",
+            )
     return Section("latent", "Ways through the latent space", said, body)
 
 
@@ -235,7 +277,9 @@ def latent_map(m: Material) -> Section | None:
         shades = _shades(m.labels[:n].double())
     drawn = charts.scatter([(float(a), float(b)) for a, b in points], groups, shades, *axes)
     dims = z[0].numel()
-    said = f"The codes of {n:,} samples of {m.what}" + (", as they are." if dims <= 2 else f": {dims:,} numbers each, on their first two principal components.")
+    said = f"The codes of {n:,} samples of {m.what}" + (
+        ", as they are." if dims <= 2 else f": {dims:,} numbers each, on their first two principal components."
+    )
     said += " Point at one to see the sample" + ("; a label on the right shows its own alone." if key else ".")
     return Section("map", "Map of the latent space", said, f'<div class="mapbox" {_thumbs(m, n)}>{drawn}{key}</div>')
 

@@ -26,8 +26,17 @@ BATCH = 256
 class Material:
     """`model` and `source` are None where there are none; what needs them raises Missing, and the page says so."""
 
-    def __init__(self, folder: Path, config: dict[str, dict[str, Any]], model: BaseAE | None, weights: str, most: int, seed: int):
-        self.folder, self.config, self._model, self.weights, self.most, self.seed = folder, config, model, weights, most, seed
+    def __init__(
+        self, folder: Path, config: dict[str, dict[str, Any]], model: BaseAE | None, weights: str, most: int, seed: int
+    ):
+        self.folder, self.config, self._model, self.weights, self.most, self.seed = (
+            folder,
+            config,
+            model,
+            weights,
+            most,
+            seed,
+        )
         self.source: Source | None = None
         self.what = ""
 
@@ -127,7 +136,9 @@ class Material:
 
     @cached_property
     def recon(self) -> Tensor:
-        return torch.cat([self.decode(z, i) for z, i in zip(self.z.split(BATCH), torch.arange(len(self.z)).split(BATCH))])
+        return torch.cat(
+            [self.decode(z, i) for z, i in zip(self.z.split(BATCH), torch.arange(len(self.z)).split(BATCH))]
+        )
 
     def decode(self, z: Tensor, index: Any) -> Tensor:
         """Codes of the samples `index`, or of what is told the same."""
