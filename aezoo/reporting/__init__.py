@@ -35,8 +35,8 @@ SECTIONS: tuple[Callable[[Material], Section | None], ...] = (
 )  # fmt: skip
 NAMES = {
     "training": "Training", "reconstructions": "Reconstructions", "masked": "Filled in", "denoising": "Denoising", "tabular": "Columns",
-    "samples": "New samples", "conditions": "Samples of each class", "traversal": "Ways through the latent space", "levels": "Levels",
-    "latent_map": "Map of the latent space", "posterior": "Posterior", "codebook": "Codebook", "sparsity": "Sparse code",
+    "samples": "New samples", "conditions": "Samples of each class", "traversal": "Latent traversal", "levels": "Levels",
+    "latent_map": "Latent map", "posterior": "Posterior", "codebook": "Codebook", "sparsity": "Sparse code",
     "contraction": "Contraction", "errors": "Errors", "evaluation": "Evaluation", "speed": "Speed", "configuration": "Configuration",
     "loading": "Load it",
 }  # fmt: skip

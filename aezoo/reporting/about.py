@@ -126,7 +126,9 @@ def tiles_of(m: Material) -> list[tuple[str, str]]:
             )
         )
     if m.has_model and m.source is not None:
-        found.append((number(float(m.errors.nanmean())), "squared error per entry"))
+        found.append(
+            (number(float(m.errors.nanmean())), "squared error per entry" + (", standardised" if m.table else ""))
+        )
     rate, seconds = speed_of(m)
     if rate:
         found.append((f"{rate:,.0f}", "images per second" if m.has_model and m.images else "samples per second"))

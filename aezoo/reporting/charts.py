@@ -51,7 +51,7 @@ def short(value: float) -> str:
         return f"{value / 1e6:.3g}M"
     if size >= 1e4:
         return f"{value / 1e3:.3g}k"
-    return f"{value:.0e}".replace("e-0", "e-") if 0 < size < 1e-3 else f"{value:.4g}"
+    return f"{value:.2g}".replace("e-0", "e-") if 0 < size < 1e-3 else f"{value:.4g}"
 
 
 class Axes:
@@ -139,8 +139,6 @@ def lines(
         parts.append(
             f'<line class="edge" x1="{axes.at_x(at):.1f}" x2="{axes.at_x(at):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"><title>{escape(name)}</title></line>'
         )
-    clip = f"{LEFT},{TOP - 4} {WIDTH},{TOP - 4} {WIDTH},{HEIGHT - BOTTOM} {LEFT},{HEIGHT - BOTTOM}"
-    inside = ", ".join(f"{a}px {b}px" for a, b in (pair.split(",") for pair in clip.split()))
     drawn = []
     for line in series:
         places = [(axes.at_x(a), axes.at_y(b)) for a, b in line.points]
@@ -148,7 +146,11 @@ def lines(
         drawn.append(f'<path class="line {line.kind}" d="M{path}"/>')
         if len(places) <= 12:
             drawn += [f'<circle class="dot {line.kind}" cx="{a:.1f}" cy="{b:.1f}" r="2.4"/>' for a, b in places]
-    parts.append(f'<g style="clip-path:polygon({inside})">{"".join(drawn)}</g>')
+    box = f"{LEFT} {TOP - 4} {WIDTH - LEFT} {HEIGHT - BOTTOM - TOP + 5}"
+    x0, y0, width, height = box.split()
+    parts.append(
+        f'<svg x="{x0}" y="{y0}" width="{width}" height="{height}" viewBox="{box}" overflow="hidden">{"".join(drawn)}</svg>'
+    )
     data = json.dumps({
         "left": LEFT, "right": WIDTH - RIGHT, "top": TOP, "bottom": HEIGHT - BOTTOM, "x": x,
         "lines": [{"label": line.label, "kind": line.kind,
@@ -241,6 +243,25 @@ def bars(
     return figure(title, "".join(parts), note=note)
 
 
+def across(title: str, values: Sequence[float], labels: Sequence[str], note: str = "") -> str:
+    """A horizontal bar for each value, which must be at least 0, with its name before it and the value behind."""
+    if not values:
+        return ""
+    row, left = min(24.0, (HEIGHT - 2 * TOP) / len(values)), 92
+    top = max(*values, 1e-12)
+    parts = []
+    for i, (value, label) in enumerate(zip(values, labels)):
+        y, width = TOP + i * row, (WIDTH - left - 52) * max(value, 0.0) / top
+        middle = y + row / 2 + 3.5
+        name = label if len(label) <= 15 else f"{label[:14]}…"
+        parts.append(f'<text class="tick" x="{left - 7}" y="{middle:.1f}" text-anchor="end">{escape(name)}</text>')
+        parts.append(
+            f'<rect class="bar" x="{left}" y="{y + 0.14 * row:.1f}" width="{max(width, 0.6):.1f}" height="{0.72 * row:.1f}"/>'
+        )
+        parts.append(f'<text class="tick" x="{left + width + 6:.1f}" y="{middle:.1f}">{short(value)}</text>')
+    return figure(title, "".join(parts), note=note)
+
+
 def scatter(
     points: Sequence[tuple[float, float]], groups: Sequence[int] | None, shades: Sequence[str] | None, x: str, y: str
 ) -> str:
@@ -250,6 +271,10 @@ def scatter(
     height = 300
     axes = Axes((min(xs) - gap_x, max(xs) + gap_x), (min(ys) - gap_y, max(ys) + gap_y), height=height, left=36)
     radius = 1.7 if len(points) > 400 else 2.4
+    upright = "".join(
+        f'<line class="grid" x1="{axes.at_x(v):.1f}" x2="{axes.at_x(v):.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>'
+        for v in ticks(axes.x0, axes.x1, 5)
+    )
     dots = []
     for i, (a, b) in enumerate(points):
         colour = shades[i] if shades else COLOURS[groups[i] % len(COLOURS)] if groups else COLOURS[0]
@@ -258,6 +283,6 @@ def scatter(
             f'<circle cx="{axes.at_x(a):.1f}" cy="{axes.at_y(b):.1f}" r="{radius}" fill="{colour}" data-i="{i}"{group}/>'
         )
     return (
-        f'<svg class="map" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="latent map">{axes.frame(x, y)}'
+        f'<svg class="map" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="latent map">{upright}{axes.frame(x, y)}'
         f'<g class="dots">{"".join(dots)}</g></svg>'
     )

@@ -125,8 +125,8 @@ def masked(m: Material) -> Section | None:
             guess = guess * patches.var(3, unbiased=False, keepdim=True).add(1e-6).sqrt() + patches.mean(
                 3, keepdim=True
             )
-        whole = fn.put_rows(guess, visible, fn.take_rows(patches, visible))
-        blank = fn.put_rows(patches, hidden, torch.full_like(fn.take_rows(patches, hidden), torch.nan))
+        whole = _put(guess, visible, fn.take_rows(patches, visible))
+        blank = _put(patches, hidden, torch.full_like(fn.take_rows(patches, hidden), torch.nan))
         full, holes = (fn.unpatchify(v, layout.patch, layout.size).reshape(x.shape).cpu() for v in (whole, blank))
         error = float((full.to(x) - x).square().sum() / (x.numel() * count / layout.num_patches))
         title = f"{count} of {layout.num_patches} patches hidden: mean squared error {error:.3g} on these"
@@ -141,6 +141,11 @@ def masked(m: Material) -> Section | None:
         body += subtitle(title + (" (as in training)" if count == own else "")) + cards(trios, 168)
     said = "What the model sees (hidden patches are grey), what it makes of it (visible patches are pasted back), and the original."
     return Section("masked", "Filled in", said, body)
+
+
+def _put(patches: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+    """patches (B, N, C, S) with `rows` (B, M, C, S) at the places `index` (B, M)."""
+    return fn.put_rows(patches.flatten(2), index, rows.flatten(2)).view_as(patches)
 
 
 # ------------------------------------------------------------------------------------------------------------ quantised
@@ -196,7 +201,7 @@ def _decoded_codes(m: Material, indices: Tensor, usual: dict[str, Tensor]) -> st
         out = scaled(model.decode_indices(made).cpu(), m.x)
         what = f" of level {name}" if name.isdigit() else f" of the {name}" if name else ""
         body += subtitle(f"The {len(chosen)} most used codes{what}, each in every place") + tiles(
-            (img(v, f"code {c}", f"code {c}") for v, c in zip(out, chosen)), 56
+            (img(v, f"code {c}", f"code {c}") for v, c in zip(out, chosen)), 76
         )
     return body
 
@@ -245,16 +250,21 @@ def sparsity(m: Material) -> Section | None:
                 "latents that fire for a sample", l0.tolist(), "latents", bins=min(40, int(l0.max() - l0.min()) + 1)
             )
         )
+    size = z[fires].abs().float().cpu()
+    size = size[:: max(1, len(size) // 20_000)]
+    drawn.append(
+        charts.histogram("how strongly a latent fires", size.tolist(), "activation, where it is not 0", bins=30)
+    )
     power = z.abs().double().sum(0)
     chosen = [int(i) for i in power.argsort(descending=True, stable=True)[:12] if power[i] > 0]
     rows = []
     zero = z.new_zeros(1, *model.latent_shape)
-    base = model.decode(zero, **m.told([0])).cpu()
+    base = m.drawn(model.decode(zero, **m.told([0])))
     for k in chosen:
         top = z[:, k].abs().argsort(descending=True, stable=True)[:6].tolist()
         one = zero.clone()
         one.view(1, -1)[0, k] = z[top[0], k]
-        atom = model.decode(one, **m.told([0])).cpu() - base
+        atom = m.drawn(model.decode(one, **m.told([0]))) - base
         rows.append(_latent_row(m, k, float(rate[k]), top, atom[0]))
     mean = float(l0.double().mean())
     said = f"{mean:.3g} of {len(rate):,} latents fire for a sample on average. "
@@ -270,14 +280,14 @@ def sparsity(m: Material) -> Section | None:
 def _latent_row(m: Material, k: int, rate: float, top: list[int], atom: Tensor) -> str:
     if m.images:
         part = as_images(atom[None])[0]
-        pictures = signed(part, float(part.abs().max()), f"atom of latent {k + 1}")
+        pictures = signed(part, float(part.abs().max()), f"atom of latent {k + 1}", power=1.0)
         pictures = f'<span class="atom">{pictures}</span>' + "".join(
             img(scaled(m.x[i : i + 1].cpu(), m.x)[0], f"sample {i}") for i in top
         )
         kind = ""
     else:
         pictures = shown(atom, atom, f"atom of latent {k + 1}", "atom") + "".join(
-            shown(m.x[i].cpu(), m.x, f"sample {i}", "input") for i in top[:3]
+            shown(m.drawn(m.x[i : i + 1])[0], m.x, f"sample {i}", "input") for i in top[:3]
         )
         kind = " plain"
     names = [m.caption(i) for i in top]
@@ -345,7 +355,7 @@ def levels(m: Material) -> Section | None:
 
 def _stage(m: Material, name: str, out: Tensor, x: Tensor) -> str:
     note = "" if name == "input" else f"error {float((out - x).square().nanmean()):.3g}"
-    pieces = [img(v, name) for v in scaled(out, m.x)] if m.images else [shown(v, m.x, name) for v in out]
+    pieces = [img(v, name) for v in scaled(out, m.x)] if m.images else [shown(v, m.x, name) for v in m.drawn(out)]
     kind = "" if m.images else " plain"
     return f'<div class="way{kind}"><span class="label">{name}<small>{note}</small></span><div class="stops">{"".join(pieces)}</div></div>'
 
@@ -382,7 +392,7 @@ def posterior(m: Material) -> Section | None:
         bins=24,
     )
     said = f"{active} of {len(kl)} latents are active (the variance of their mean over the data is above 0.01); together they tell {float(kl.sum()):.3g} nats."
-    return Section("posterior", "Posterior", said, f'<div class="charts">{chart}{sizes if len(kl) > 4 else ""}</div>')
+    return Section("posterior", "Posterior", said, f'<div class="charts">{chart}{sizes if len(kl) > 30 else ""}</div>')
 
 
 def conditions(m: Material) -> Section | None:

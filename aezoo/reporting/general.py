@@ -15,6 +15,7 @@ from ..pictures import as_images, projected, to_unit
 from . import charts
 from .material import Material, Missing, spread_over
 from .pieces import (
+    CHANNELS,
     bytes_of,
     card,
     cards,
@@ -22,6 +23,7 @@ from .pieces import (
     curve,
     encoded,
     img,
+    number,
     scaled,
     shown,
     signed,
@@ -93,8 +95,8 @@ def _points(rows: list[dict[str, Any]], key: str, per_epoch: float) -> list[tupl
 def sample_card(m: Material, i: int, scale: float, extra: str = "") -> str:
     """One sample beside its reconstruction and its error."""
     label = m.caption(i)
-    told = " · ".join(t for t in (extra, label, f"error {m.errors[i]:.3g}") if t)
-    x, y = m.x[i].cpu(), m.recon[i].cpu()
+    told = " · ".join(t for t in (extra, label, f"error {number(float(m.errors[i]))}") if t)
+    x, y = m.drawn(m.x[i : i + 1])[0], m.drawn(m.recon[i : i + 1])[0]
     if not m.images:
         return card(curve({"input": x, "output": y}, f"sample {i} and its reconstruction"), told)
     both = [img(scaled(v[None], m.x)[0], f"{name} {i}") for v, name in ((x, "input"), (y, "output"))]
@@ -117,15 +119,22 @@ def reconstructions(m: Material) -> Section | None:
     how = (
         "Input, output, and their difference: red where the output is too bright, blue where it is too dark."
         if m.images
-        else "Input (grey) and output (blue). Of several channels the first three are drawn."
+        else "Input (grey) and output (blue)." + _how_drawn(m)
     )
-    said = f"{len(chosen)} samples of {m.what}, from the well to the badly reconstructed. {how} Mean squared error over {len(m.x):,} samples: {mean:.4g}."
+    said = f"{len(chosen)} samples of {m.what}, from the well to the badly reconstructed. {how} Mean {m.error_name} over {len(m.x):,} samples: {number(mean)}."
     return Section(
         "reconstructions",
         "Reconstructions",
         said,
-        cards((sample_card(m, i, scale) for i in chosen), 168 if m.images else 240),
+        cards((sample_card(m, i, scale) for i in chosen), 155 if m.images else 240),
     )
+
+
+def _how_drawn(m: Material) -> str:
+    if len(m.model.input_shape) == 1:
+        return " Features are standardised."
+    channels = min(m.model.input_shape) if len(m.model.input_shape) == 2 else m.model.input_shape[0]
+    return f" Of {channels} channels the first {CHANNELS} are drawn." if channels > CHANNELS else ""
 
 
 def errors(m: Material) -> Section | None:
@@ -138,7 +147,7 @@ def errors(m: Material) -> Section | None:
     log = float(kept.min()) > 0 and float(kept.max() / kept.median().clamp_min(1e-30)) > 20
     drawn = [
         charts.histogram(
-            "squared error of a sample",
+            m.error_name + " of a sample",
             kept.tolist(),
             "mean over its entries",
             log_x=log,
@@ -147,23 +156,16 @@ def errors(m: Material) -> Section | None:
     ]
     if len(m.classes) > 1 and m.labels is not None:
         named = [(m.class_name(c), float(values[m.labels == c].nanmean())) for c in m.classes]
-        drawn.append(
-            charts.bars("mean error by label", [v for _, v in named], [n for n, _ in named], note=_worst(named))
-        )
+        drawn.append(charts.across("mean error by label", [v for _, v in named], [n for n, _ in named]))
     order = values.nan_to_num(-torch.inf).argsort(descending=True, stable=True)
     best = values.nan_to_num(torch.inf).argsort(stable=True)
     n = min(6 if m.images else 4, max(1, len(kept) // 2))
-    scale, size = error_scale(m), 168 if m.images else 240
+    scale, size = error_scale(m), 155 if m.images else 240
     body = f'<div class="charts">{"".join(drawn)}</div>'
     for title, chosen in (("Worst", order[:n]), ("Best", best[:n])):
         body += subtitle(title) + cards((sample_card(m, i, scale) for i in chosen.tolist()), size)
-    said = f"Of {len(kept):,} samples: mean {mean:.4g}, median {float(kept.median()):.4g}, largest {float(kept.max()):.4g}."
+    said = f"Of {len(kept):,} samples: mean {number(mean)}, median {number(float(kept.median()))}, largest {number(float(kept.max()))}."
     return Section("errors", "Errors", said, body)
-
-
-def _worst(named: list[tuple[str, float]]) -> str:
-    ordered = sorted(named, key=lambda pair: pair[1])
-    return f"smallest: {ordered[0][0]} ({ordered[0][1]:.3g}), largest: {ordered[-1][0]} ({ordered[-1][1]:.3g})"
 
 
 # -------------------------------------------------------------------------------------------------------------- samples
@@ -182,7 +184,7 @@ def samples(m: Material) -> Section | None:
     said = f"{n} draws from the prior ({name.replace('_', ' ')}), decoded."
     if m.images:
         return Section(
-            "samples", "New samples", said, tiles((img(v, f"sample {i}") for i, v in enumerate(scaled(x, like))), 64)
+            "samples", "New samples", said, tiles((img(v, f"sample {i}") for i, v in enumerate(scaled(x, like))), 80)
         )
     return Section(
         "samples", "New samples", said, cards((card(shown(v, like, f"sample {i}"), "") for i, v in enumerate(x)), 220)
@@ -234,7 +236,7 @@ def traversal(m: Material) -> Section | None:
                 " → ".join(filter(None, (m.caption(a), m.caption(b)))) or f"sample {a} → {b}",
                 "",
             )
-    return Section("latent", "Ways through the latent space", said, body)
+    return Section("latent", "Latent traversal", said, body)
 
 
 def way(m: Material, out: Tensor, name: str, note: str) -> str:
@@ -242,7 +244,9 @@ def way(m: Material, out: Tensor, name: str, note: str) -> str:
     if m.images:
         stops = "".join(img(v, f"{name}, step {i + 1}") for i, v in enumerate(scaled(out, m.x)))
     else:
-        chosen = {f"step{j}": out[i] for j, i in enumerate((0, STEPS // 4, STEPS // 2, 3 * STEPS // 4, STEPS - 1))}
+        chosen = {
+            f"step{j}": m.drawn(out)[i] for j, i in enumerate((0, STEPS // 4, STEPS // 2, 3 * STEPS // 4, STEPS - 1))
+        }
         stops = curve(chosen, name, height=90)
     kind = "" if m.images else " plain"
     return f'<div class="way{kind}"><span class="label">{escape(name)}<small>{escape(note)}</small></span><div class="stops">{stops}</div></div>'
@@ -281,7 +285,7 @@ def latent_map(m: Material) -> Section | None:
         ", as they are." if dims <= 2 else f": {dims:,} numbers each, on their first two principal components."
     )
     said += " Point at one to see the sample" + ("; a label on the right shows its own alone." if key else ".")
-    return Section("map", "Map of the latent space", said, f'<div class="mapbox" {_thumbs(m, n)}>{drawn}{key}</div>')
+    return Section("map", "Latent map", said, f'<div class="mapbox" {_thumbs(m, n)}>{drawn}{key}</div>')
 
 
 def _shades(values: Tensor) -> list[str]:
@@ -310,7 +314,7 @@ def _thumbs(m: Material, n: int) -> str:
             sheet[:, r * height : (r + 1) * height, c * width : (c + 1) * width] = image
         told |= {"sheet": encoded(bytes_of(sheet), most=None), "w": width, "h": height, "across": across, "down": down}
     else:
-        lines = [channels_of(x)[0] for x in m.x[:n].cpu()]
+        lines = [channels_of(x)[0] for x in m.drawn(m.x[:n])]
         step = max(1, len(lines[0]) // 48)
         told["curves"] = [[None if v != v else float(f"{v:.3g}") for v in line[::step].tolist()] for line in lines]
     return f"data-thumbs='{escape(json.dumps(told), quote=True)}'"

@@ -5,6 +5,7 @@ Each is read or computed when a section first asks for it. Legend: N samples, K 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from .. import functional as fn
 from ..base import BaseAE
 from ..data.sources import Source
 from ..directions import Directions, directions
+from ..models.tabular import Mixed
 from ..pictures import is_image, one_label
 from ..runs import HARDWARE, Progress, progress, read_object, read_rows
 
@@ -132,7 +134,7 @@ class Material:
     @cached_property
     def z(self) -> Tensor:
         """(N, *latent_shape)"""
-        return self.in_parts(lambda x, told: self.model.encode(x, **told))
+        return self.in_parts(lambda x, told: self.model.encode(x, False, **told))
 
     @cached_property
     def recon(self) -> Tensor:
@@ -146,11 +148,54 @@ class Material:
 
     @cached_property
     def errors(self) -> Tensor:
-        """Mean squared error of each sample over what is there, (N,) on the CPU; NaN for a sample of which nothing is."""
-        error = (self.recon - self.x).square().flatten(1)
-        there = ~torch.isnan(self.x.flatten(1))
-        mean = fn.masked_mean(fn.filled(error, there), there)
-        return torch.where(there.any(1), mean, torch.nan).float().cpu()
+        """Mean squared error of each sample over what is there, (N,) on the CPU; NaN for a sample of which nothing is. Of tables, numbers
+        are standardised, and a wrong class counts 1."""
+        error = (
+            self.drawn(self.recon) - self.drawn(self.x) if self.table else (self.recon - self.x).float().cpu()
+        ).flatten(1)
+        if self.table:
+            classed = self.table.classed.cpu()
+            error[:, classed] = (error[:, classed] != 0).float() + 0 * error[:, classed]
+        there = ~torch.isnan(error)
+        mean = fn.masked_mean(fn.filled(error.square(), there), there)
+        return torch.where(there.any(1), mean, torch.nan)
+
+    @property
+    def error_name(self) -> str:
+        return "squared error (standardised; a wrong class counts 1)" if self.table else "squared error"
+
+    @property
+    def table(self) -> Mixed | None:
+        """The scales of the columns of a model of tables."""
+        likelihood: Any = self.model.likelihood
+        return likelihood if isinstance(likelihood, Mixed) else None
+
+    @cached_property
+    def _scales(self) -> tuple[Tensor, Tensor] | None:
+        """Mean and deviation of each feature, (D,) both, of data whose features have units of their own."""
+        if self.images or (len(self.model.input_shape) > 1 and self.table is None):
+            return None
+        numbers = math.prod(self.model.input_shape)
+        if self.table is not None:
+            like, centre, spread = self.table, torch.zeros(numbers), torch.ones(numbers)
+            centre[like.numeric.cpu()], spread[like.numeric.cpu()] = (
+                like.centre.float().cpu(),
+                like.spread.float().cpu(),
+            )
+            return centre, spread
+        x = self.x.flatten(1).float().cpu()
+        there = ~torch.isnan(x)
+        centre = fn.filled(x, there).sum(0) / there.sum(0).clamp_min(1)
+        spread = (fn.filled((x - centre).square(), there).sum(0) / there.sum(0).clamp_min(1)).sqrt()
+        return centre, torch.where(spread > 0, spread, 1.0)
+
+    def drawn(self, x: Tensor) -> Tensor:
+        """Samples (n, *shape) as they are drawn, on the CPU: features with units of their own are standardised."""
+        x = x.float().cpu()
+        if self.images or self.source is None or self._scales is None:
+            return x
+        centre, spread = self._scales
+        return ((x.flatten(1) - centre) / spread).view_as(x)
 
     @cached_property
     def directions(self) -> Directions:

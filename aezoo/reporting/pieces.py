@@ -53,11 +53,13 @@ def tag_of(array: Any, alt: str, title: str = "") -> str:
     return f'<img src="{encoded(array)}" width="{width}" height="{height}" alt="{escape(alt)}"{shown}>'
 
 
-def signed(difference: Tensor, scale: float, alt: str) -> str:
-    """(C, H, W), any sign -> an image that is clear at 0, red above and blue below, opaque at `scale`; channels are averaged."""
+def signed(difference: Tensor, scale: float, alt: str, power: float = 0.5) -> str:
+    """(C, H, W), any sign -> an image that is clear at 0, red above and blue below, opaque at `scale`; channels are averaged.
+
+    `power` of the share of `scale` is the opacity: below 1, small values are seen, too."""
     value = (difference.mean(0) / max(scale, 1e-12)).clamp(-1, 1).nan_to_num(0)
     colour = torch.where(value[..., None] > 0, torch.tensor(OVER), torch.tensor(UNDER))
-    alpha = (value.abs().sqrt() * 255).round()[..., None]  # of small errors, too, something is seen
+    alpha = (value.abs().pow(power) * 255).round()[..., None]
     return tag_of(torch.cat([colour, alpha], 2).byte().numpy(), alt)
 
 
