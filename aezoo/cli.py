@@ -20,6 +20,7 @@ from .commands.export import command_export
 from .commands.find import built, command_find_batch, command_find_lr
 from .commands.hub import command_card, command_pull, command_push
 from .commands.pictures import command_reconstruct, command_sample
+from .commands.play import command_play
 from .commands.prior import command_fit_prior
 from .commands.report import command_report
 from .commands.zoo import command_zoo
@@ -164,6 +165,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "reconstruct": command_reconstruct,
     "sample": command_sample,
     "report": command_report,
+    "play": command_play,
     "fit-prior": command_fit_prior,
     "export": command_export,
     "card": command_card,

@@ -81,7 +81,9 @@ class Page:
         return self
 
     def size(self, width, height=900):
-        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.send(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
 
     def value(self, script):
         """Of an expression, or of a promise."""

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import functional as fn
-from ..corruptions import CORRUPTIONS, Corruption
 from ..models.contractive import ContractiveAE
 from ..models.hierarchical import LadderVAE
 from ..models.masked import MaskedAE
 from ..models.sae import MatryoshkaSAE
 from ..models.tabular import Tabular
+from ..noise import WORDS, at_level, corrupted_by, input_noise, noise_levels
 from ..pictures import as_images
 from ..prior_fitting import gaussian_posterior
 from . import charts
@@ -23,40 +21,7 @@ from .general import Section, way
 from .material import Material, spread_over
 from .pieces import Html, card, cards, img, scaled, shown, signed, subtitle, table, tiles
 
-LEVELS = (0.25, 0.5, 1.0, 1.5)  # of noise, as shares of what the model was trained with
-WORDS = {"gaussian": "sigma", "speckle": "sigma", "masking": "p", "salt_and_pepper": "p", "poisson": "peak"}
-
 # ------------------------------------------------------------------------------------------------------------ denoisers
-
-
-def input_noise(model: Any) -> Corruption | None:
-    """The corruption on the input that a model was trained against, if there is one with a level."""
-    found = [c for c in model.corruptions if c.where == "input" and c.name in WORDS]
-    return found[0] if found else None
-
-
-def at_level(noise: Corruption, level: float) -> Corruption:
-    """The same noise at one level, in evaluation mode, too."""
-    return CORRUPTIONS.build({**noise.config, "name": noise.name, WORDS[noise.name]: level, "when": "always"})
-
-
-def noise_levels(noise: Corruption) -> list[float]:
-    """From little noise to more than the model was trained against. Of "poisson", counts: the fewer, the noisier."""
-    low, high = noise.level  # type: ignore[attr-defined]
-    if noise.name == "poisson":
-        return [low / share for share in LEVELS]
-    top = 1.0 if WORDS[noise.name] == "p" else math.inf
-    return sorted({min(top, round(share * high, 4)) for share in LEVELS})
-
-
-@contextmanager
-def corrupted_by(model: Any, noise: Corruption) -> Any:
-    """Inside the block `model.corrupt` does nothing but this."""
-    before, model.corruptions = model.corruptions, [noise]
-    try:
-        yield
-    finally:
-        model.corruptions = before
 
 
 def denoising(m: Material) -> Section | None:

@@ -68,6 +68,8 @@ def training(m: Material) -> Section | None:
     for name in names:
         pairs = ((name, "training", "train"), (f"val_{name}", "validation", "val"))
         series = [charts.Line(label, kind, _points(rows, key, per_epoch)) for key, label, kind in pairs]
+        if not any(y for line in series for _, y in line.points):
+            continue  # nothing is ever missing, dead, skipped
         unit = m.model.units if m.has_model and name in ("loss", "recon", "kl", "elbo") else ""
         drawn.append(charts.lines(name, series, "epoch", unit, edges, log=len(stages) > 1))
     if any("lr" in row for row in rows):

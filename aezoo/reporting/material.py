@@ -138,9 +138,7 @@ class Material:
 
     @cached_property
     def recon(self) -> Tensor:
-        return torch.cat(
-            [self.decode(z, i) for z, i in zip(self.z.split(BATCH), torch.arange(len(self.z)).split(BATCH))]
-        )
+        return self.in_parts(lambda x, told: self.model.reconstruct(x, **told))
 
     def decode(self, z: Tensor, index: Any) -> Tensor:
         """Codes of the samples `index`, or of what is told the same."""
