@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .hub import from_pretrained, pull, push
     from .interop import load_foreign, save_foreign
     from .prior_fitting import fit_prior
+    from .reporting import report
     from .sampling import walkback
     from .tasks.compress import Codec
     from .tasks.denoise import denoise
@@ -56,6 +57,7 @@ _LAZY = {  # loaded on first use
     "interpolate": "tasks.generate",
     "pull": "hub",
     "push": "hub",
+    "report": "reporting",
     "write_card": "cards",
     "convert_pt": "convert",
     "denoise": "tasks.denoise",
@@ -98,6 +100,7 @@ __all__ = [
     "pull",
     "push",
     "register",
+    "report",
     "save_foreign",
     "traverse",
     "walkback",

@@ -25,7 +25,9 @@ from .commands.find import built, command_find_batch, command_find_lr
 from .commands.generate import command_interpolate, command_traverse
 from .commands.hub import command_card, command_pull, command_push
 from .commands.pictures import command_reconstruct, command_sample
+from .commands.play import command_play
 from .commands.prior import command_fit_prior
+from .commands.report import command_report
 from .commands.zoo import command_zoo
 from .flags import command_parser, describe, parse, summary, train_config, train_help
 from .registry import MODELS, create_model, list_models, nearest, signature
@@ -172,6 +174,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "interpolate": command_interpolate,
     "traverse": command_traverse,
     "features": command_features,
+    "report": command_report,
+    "play": command_play,
     "fit-prior": command_fit_prior,
     "export": command_export,
     "compress": command_compress,

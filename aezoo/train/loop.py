@@ -100,6 +100,7 @@ class _Trainer(Setup):
             if self.run is not None and self.world.main and (saved is None or self.step < self.total):
                 self.run.check_space(needed)
                 self.run.write_config(run_state.config(self))
+                self.run.write_hardware(self.hardware.told(self.world.size))
                 self.run.write_rows(self.rows)
         if self.run is not None and saved is None:
             self.save(must=True)  # a folder that cannot hold a checkpoint is found out here
