@@ -269,11 +269,11 @@ class _Trainer(Setup):
         clock = self.profile.clock if self.profile else None
         if clock:
             clock("data")
-            self.compute.clock = clock  # type: ignore[attr-defined]
+            self.compute.clock = clock
         self.used_lr = self.lr()
         set_lr(self.optimizer, self.used_lr / self.asked["lr"])
         samples = sum(piece.total for piece in window)
-        kept = [b.clone() for b in self.buffers]
+        kept = [] if self.compute.whole else [b.clone() for b in self.buffers]
         seen = []
         for i, piece in enumerate(window):
             rows = self.world.rows(piece.total)
@@ -281,7 +281,8 @@ class _Trainer(Setup):
             with self.world.spread(piece.total):
                 values = self.compute(self.hardware.place(piece.x), share, i == len(window) - 1, piece.condition)
             seen.append((values, rows))
-        self.update.step(seen[-1][0].total if len(seen) == 1 else torch.stack([v.total for v, _ in seen]).sum())
+        total = seen[-1][0].total if len(seen) == 1 else torch.stack([v.total for v, _ in seen]).sum()
+        self.update.step(total, gradients=seen[-1][0].gradients)
         for values, n in seen:
             self.interval.count(values.named, n, self.update.bad)
         for b, k in zip(self.buffers, kept):
