@@ -17,12 +17,15 @@ from .base import AELoss, AEOutput, BaseAE
 from .registry import create_model, list_models, register
 
 if TYPE_CHECKING:
+    from .cards import write_card
     from .convert import convert_pt
     from .data import load_data
     from .data.sequences import pad_sequences
     from .data.tables import encode_table
     from .evaluation import evaluate
-    from .hub import from_pretrained
+    from .exporting import export
+    from .hub import from_pretrained, pull, push
+    from .interop import load_foreign, save_foreign
     from .prior_fitting import fit_prior
     from .sampling import walkback
     from .train import Callback, FitResult, fit
@@ -37,8 +40,14 @@ _LAZY = {  # loaded on first use
     "fit_prior": "prior_fitting",
     "FitResult": "train",
     "load_data": "data",
+    "load_foreign": "interop",
+    "save_foreign": "interop",
     "evaluate": "evaluation",
+    "export": "exporting",
     "from_pretrained": "hub",
+    "pull": "hub",
+    "push": "hub",
+    "write_card": "cards",
     "convert_pt": "convert",
     "encode_table": "data.tables",
     "pad_sequences": "data.sequences",
@@ -59,6 +68,7 @@ __all__ = [
     "create_model",
     "encode_table",
     "evaluate",
+    "export",
     "find_batch_size",
     "find_lr",
     "fit",
@@ -67,9 +77,14 @@ __all__ = [
     "from_pretrained",
     "list_models",
     "load_data",
+    "load_foreign",
     "pad_sequences",
+    "pull",
+    "push",
     "register",
+    "save_foreign",
     "walkback",
+    "write_card",
 ]
 
 
@@ -78,8 +93,10 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
         globals()[name] = value
         return value
+    if name == "interop":
+        return importlib.import_module(".interop", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "models", "__version__"])
+    return sorted([*__all__, "interop", "models", "__version__"])

@@ -31,7 +31,7 @@ from .corruptions import CORRUPTIONS, Corruption
 from .figures import averaged, shown
 from .likelihoods import LIKELIHOODS, Likelihood
 from .registry import MODELS, Recorded, nearest, plain
-from .storage import write_json, write_tensors
+from .storage import write_model
 
 Spec = Any  # a piece in any of the four forms that `registry` describes
 Terms = dict[str, Tensor]
@@ -226,7 +226,7 @@ class BaseAE(nn.Module, metaclass=Recorded):
         self.check_input(x)
         if target is not None:
             self.check_input(target, "target")
-        self.check_condition(condition, len(x))
+        self.check_condition(condition, x.shape[0])
         code = Code(*self.bottleneck(self.hidden(self.corrupt(x), condition), sample=True))
         params = self.emit(self.corrupt(code.z, "latent"), condition)  # (B, P, *input_shape)
         recon = self.likelihood.nll(params, x if target is None else target)
@@ -298,7 +298,7 @@ class BaseAE(nn.Module, metaclass=Recorded):
 
         Always in evaluation mode: no dropout, no corruption, no random numbers."""
         self.check_input(x)
-        self.check_condition(condition, len(x))
+        self.check_condition(condition, x.shape[0])
         with self.evaluating():
             return self.bottleneck(self.hidden(x, condition), sample=sample)[0]
 
@@ -311,7 +311,7 @@ class BaseAE(nn.Module, metaclass=Recorded):
         self._check_dtype(z, "z")
         if z.dim() < 1 or tuple(z.shape[1:]) != self.latent_shape:
             raise ValueError(f"z has shape {tuple(z.shape)}; {self.name} decodes (batch, {_joined(self.latent_shape)})")
-        self.check_condition(condition, len(z))
+        self.check_condition(condition, z.shape[0])
         with self.evaluating():
             return self.likelihood.mean(self.emit(z, condition))
 
@@ -351,7 +351,7 @@ class BaseAE(nn.Module, metaclass=Recorded):
                 f"{what} has shape {tuple(x.shape)}; {self.name} takes (batch, {_joined(self.input_shape)})"
                 + shape_hint(tuple(x.shape), self.input_shape)
             )
-        if len(x) == 0:
+        if x.shape[0] == 0:
             raise ValueError(f"{what} is an empty batch: shape {tuple(x.shape)}")
 
     def check_condition(self, condition: Tensor | None, n: int) -> None:
@@ -361,7 +361,7 @@ class BaseAE(nn.Module, metaclass=Recorded):
         if not self.takes_condition:
             able = [m for m in MODELS if MODELS[m].takes_condition]
             raise ValueError(f"{self.name} takes no condition; models that do: {', '.join(able) or 'none'}")
-        if not isinstance(condition, Tensor) or condition.dim() == 0 or len(condition) != n:
+        if not isinstance(condition, Tensor) or condition.dim() == 0 or condition.shape[0] != n:
             got = tuple(condition.shape) if isinstance(condition, Tensor) else type(condition).__name__
             raise ValueError(f"condition must be a tensor with one entry for each of the {n} samples; got {got}")
 
@@ -384,14 +384,13 @@ class BaseAE(nn.Module, metaclass=Recorded):
             )
 
     def save_pretrained(self, directory: str | Path) -> Path:
-        """Writes `config.json` (model name and every constructor keyword) and `model.safetensors`; returns the folder.
+        """Writes `config.json` (model name and every constructor keyword), `model.safetensors` and, in `checksums.json`, its
+        sha256; returns the folder.
 
         `aezoo.from_pretrained` reads them back. Raises TypeError if a piece was given that has no registered name."""
         config = self.saved_config()
         directory = Path(directory).expanduser()
-        directory.mkdir(parents=True, exist_ok=True)
-        write_json(directory / "config.json", config)
-        write_tensors(directory / "model.safetensors", self.state_dict(), {"model": self.name})
+        write_model(directory, config, self.state_dict())
         return directory
 
     def saved_config(self) -> dict[str, Any]:

@@ -218,7 +218,7 @@ class ResnetEncoder(nn.Module):
         self.conv_out = None if outputs is None else CONV[rank - 1](widths[-1], outputs, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv_in(x.reshape(len(x), self.channels, *self.size))
+        h = self.conv_in(x.reshape(x.shape[0], self.channels, *self.size))
         h = self.mid_block(self.down_blocks(h))
         h = F.silu(self.conv_norm_out(h))
         return h if self.conv_out is None else self.conv_out(h)
@@ -266,4 +266,4 @@ class ResnetDecoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.up_blocks(self.mid_block(self.conv_in(z)))
-        return self.conv_out(F.silu(self.conv_norm_out(h))).reshape(len(z), *self.shape)
+        return self.conv_out(F.silu(self.conv_norm_out(h))).reshape(z.shape[0], *self.shape)

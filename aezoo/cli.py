@@ -9,17 +9,19 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from . import recipes
-from .cli_find import built, command_convert, command_find_batch, command_find_lr
+from .cli_convert import command_convert
+from .cli_export import command_export
+from .cli_find import built, command_find_batch, command_find_lr
+from .cli_hub import command_card, command_pull, command_push
 from .cli_prior import command_fit_prior
 from .cli_zoo import command_zoo
-from .flags import command_parser, data_options, describe, parse, run_file, train_config, train_help
+from .flags import command_parser, data_options, describe, parse, run_file, summary, train_config, train_help
 from .registry import MODELS, create_model, list_models, nearest, signature
 from .sweep import command_sweep
 
@@ -100,13 +102,7 @@ def command_list(argv: Sequence[str]) -> None:
         )
     wide, paper = max(map(len, names)), max(len(MODELS[n].paper) for n in names)
     for name in names:
-        print(f"{name:<{wide}}  {MODELS[name].paper:<{paper}}  {_summary(MODELS[name])}")
-
-
-def _summary(cls: type) -> str:
-    """The first sentence of a docstring."""
-    text = inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].replace("\n", " ")
-    return re.split(r"(?<=[.:]) (?=[A-Z])|:$", text)[0].rstrip(":.").split(": ")[0]
+        print(f"{name:<{wide}}  {MODELS[name].paper:<{paper}}  {summary(MODELS[name])}")
 
 
 def command_info(argv: Sequence[str]) -> None:
@@ -165,7 +161,7 @@ def command_evaluate(argv: Sequence[str]) -> None:
     from .evaluation import evaluate, table
     from .hub import from_pretrained
     from .metrics import described
-    from .storage import write_json
+    from .storage import sha256, write_json
 
     parser = command_parser(
         "evaluate",
@@ -216,7 +212,9 @@ def command_evaluate(argv: Sequence[str]) -> None:
     )  # fmt: skip
     print(f"{model.name} of {o.run} on {what} ({model.units} for its terms; ± standard error)")
     print(table(metrics))
-    write_json(Path(o.run) / "evaluation.json", {"data": what, "seed": o.seed, "metrics": _without_nan(metrics)})
+    weights = sha256(run_file(o.run, "model.safetensors"))  # a card must not show figures of others
+    told = {"data": what, "seed": o.seed, "weights": weights, "metrics": _without_nan(metrics)}
+    write_json(Path(o.run) / "evaluation.json", told)
 
 
 def _without_nan(metrics: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -384,6 +382,10 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "reconstruct": command_reconstruct,
     "sample": command_sample,
     "fit-prior": command_fit_prior,
+    "export": command_export,
+    "card": command_card,
+    "push": command_push,
+    "pull": command_pull,
     "find-lr": command_find_lr,
     "find-batch": command_find_batch,
     "convert": command_convert,

@@ -1,4 +1,4 @@
-"""Commands that prepare a run: find-lr, find-batch, convert."""
+"""Commands that prepare a run: find-lr, find-batch."""
 
 from __future__ import annotations
 
@@ -99,23 +99,3 @@ def command_find_batch(argv: Sequence[str]) -> None:
     found = search(model, source, headroom=o.headroom, largest=o.largest, **taken)
     print(f"{model.name}: {said(found)}")
     print(f"pass --train.batch_size {found.batch_size}")
-
-
-def command_convert(argv: Sequence[str]) -> None:
-    """A foreign .pt file to safetensors, running none of its code: aezoo convert FILE.pt OUT.safetensors [--key state_dict]"""
-    from .convert import convert
-
-    parser = command_parser(
-        "convert", "Writes the tensors of a file of torch.save as safetensors; a file that needs code is refused."
-    )
-    parser.add_argument("file")
-    parser.add_argument("out", help="a name that ends in .safetensors")
-    parser.add_argument("--key", default=None, help="where the tensors lie in the file, e.g. state_dict or ema.model")
-    parser.add_argument("--overwrite", action="store_true", help="OUT may be there already")
-    o = parse(parser, argv)
-    done = convert(o.file, o.out, o.key, o.overwrite)
-    numbers = sum(v.numel() for v in done.tensors.values())
-    print(f"{done.path}: {len(done.tensors)} tensors, {numbers:,} numbers")
-    if done.left_out:
-        more = ", ..." if len(done.left_out) > 5 else ""
-        print(f"left out, being no tensors: {', '.join(done.left_out[:5])}{more}")

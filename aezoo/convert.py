@@ -53,6 +53,17 @@ def convert(path: str | Path, out: str | Path, key: str | None = None, overwrite
         raise ValueError(f"{out} is there already; pass overwrite=True (--overwrite), or choose another name")
     if out.exists() and out.samefile(path):
         raise ValueError(f"{out} is the file to convert itself; choose another name")
+    found, left_out = tensors_of(path, key)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        write_tensors(out, found)
+    except (ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise ValueError(f"{path} cannot be written as safetensors: {_one_line(error)}") from None
+    return Converted(out, found, left_out)
+
+
+def tensors_of(path: Path, key: str | None = None) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of a file of `torch.save` by their dotted names, mapped from the file, and the names of what is none. Raises ValueError."""
     held = _read(path)
     chosen = _at(held, key, path)
     found: dict[str, Tensor] = {}
@@ -70,13 +81,7 @@ def convert(path: str | Path, out: str | Path, key: str | None = None, overwrite
     if not found:
         raise ValueError(f"{path} holds no tensors{f' at key={key!r}' if key else ''}; it holds {_listing(chosen)}")
     _check_sizes(path, found)
-    found = _bare_names(found)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        write_tensors(out, found)
-    except (ValueError, KeyError, RuntimeError, TypeError) as error:
-        raise ValueError(f"{path} cannot be written as safetensors: {_one_line(error)}") from None
-    return Converted(out, found, left_out)
+    return _bare_names(found), left_out
 
 
 def _read(path: Path) -> Any:

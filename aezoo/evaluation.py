@@ -138,5 +138,7 @@ def table(metrics: Report) -> str:
             error = "" if math.isnan(value["stderr"]) else f"± {value['stderr']:.2g}"
             rows.append((name, f"{value['mean']:.6g}", error, f"{value['samples']:,}", value["unit"]))
     wide = [max(least, *(len(row[i]) for row in rows)) for i, least in enumerate((16, 12, 9, 6, 0))]
-    lines = [f"{a:<{wide[0]}}{b:>{wide[1] + 2}}  {c:<{wide[2]}}{d:>{wide[3]}}  {e}".rstrip() for a, b, c, d, e in rows]
+    lines = [
+        f"{a:<{wide[0]}}{b:>{wide[1] + 2}}  {c:<{wide[2]}}  {d:>{wide[3]}}  {e}".rstrip() for a, b, c, d, e in rows
+    ]
     return "\n".join([f"{'samples':<{wide[0]}}{metrics['samples']['mean']:>{wide[1] + 2}.0f}", *lines])

@@ -259,3 +259,9 @@ def run_file(run: str, name: str) -> Path:
     if not (folder / name).is_file():
         raise FileNotFoundError(f"{run!r} is no run folder: it holds no {name}")
     return folder / name
+
+
+def summary(cls: type) -> str:
+    """The first sentence of a docstring."""
+    text = inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+    return re.split(r"(?<=[.:]) (?=[A-Z])|:$", text)[0].rstrip(":.").split(": ")[0]

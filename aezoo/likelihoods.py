@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import functional as fn
+from .precision import Averaging
 from .registry import Recorded, Registry, choice
 from .wholebatch import batch_sum, grand_mean
 
@@ -187,7 +188,7 @@ class MSSSIM(_Plain):
 # ----------------------------------------------------------------------------------------------------------- densities
 
 
-class _Located(Likelihood):
+class _Located(Averaging, Likelihood):
     """A location the decoder emits, and a scale s that is said in one of four ways:
 
     - a number: fixed;
@@ -200,6 +201,7 @@ class _Located(Likelihood):
     """
 
     MOMENTUM = 0.99
+    averages = ("moment", "weight")
     moment: Tensor
     weight: Tensor
 
@@ -338,7 +340,8 @@ class Laplace(_Located):
 
     def sample(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
         u = _uniform(first(params), generator) - 0.5
-        return first(params) - self._scale_like(params) * u.sign() * torch.log1p(-2 * u.abs())
+        most = 1 - torch.finfo(u.dtype).eps / 2  # a uniform draw may be 0, of which the logarithm is not finite
+        return first(params) - self._scale_like(params) * u.sign() * torch.log1p(-(2 * u.abs()).clamp_max(most))
 
 
 @LIKELIHOODS.register("bernoulli")

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -28,11 +29,18 @@ from torch import Tensor, nn
 from . import functional as fn
 from .base import Terms, number, positive
 from .figures import shown, used
+from .precision import Averaging
 from .registry import choice
 from .wholebatch import batch_axis, batch_sum, whole_batch
 
 FINEST = 256  # levels of one channel that the margin of `fsq_bound` allows
 MOST_BITS = 20  # of a lookup-free code, whose usage is counted code by code
+
+
+def full_precision(like: Tensor) -> AbstractContextManager[Any]:
+    """No autocast inside the block; nothing at all in an exported program, which holds none."""
+    exporting = torch.compiler.is_exporting()
+    return nullcontext() if exporting else torch.autocast(like.device.type, enabled=False)
 
 
 class Quantized(NamedTuple):
@@ -80,17 +88,17 @@ class Quantizer(nn.Module):
         if z.dim() < 2 or z.shape[1] != self.dim:
             raise ValueError(f"z has shape {tuple(z.shape)}; this quantiser takes (batch, {self.dim}, *grid)")
         rows = fn.full(z).reshape(*z.shape[:2], -1).movedim(1, 2).contiguous()  # (B, C, *grid) -> (B, T, C)
-        with torch.autocast(z.device.type, enabled=False):
+        with full_precision(z):
             q, indices, terms, counts = self.quantize(rows)
-            metrics = used(counts, len(z))
+            metrics = used(counts, z.shape[0])
         z_q = q.movedim(2, 1).reshape(z.shape).to(z.dtype)
-        return Quantized(z_q, indices.reshape(len(z), *z.shape[2:], *indices.shape[2:]), terms, metrics)
+        return Quantized(z_q, indices.reshape(z.shape[0], *z.shape[2:], *indices.shape[2:]), terms, metrics)
 
     def codes(self, indices: Tensor) -> Tensor:
         """The code of these indices: (B, *grid[, levels]) -> (B, C, *grid), in at least float32."""
         grid = indices.shape[1:-1] if self.levels else indices.shape[1:]
         flat = indices.reshape(len(indices), math.prod(grid), *indices.shape[len(grid) + 1 :])
-        with torch.autocast(indices.device.type, enabled=False):
+        with full_precision(indices):
             rows = self.vectors(flat)
         return rows.movedim(2, 1).reshape(len(indices), self.dim, *grid)
 
@@ -166,7 +174,7 @@ def carry(rows: Tensor, q: Tensor, rotation: bool) -> Tensor:
     return fn.rotation_trick(rows, q) if rotation else fn.straight_through(rows, q)
 
 
-class VectorQuantizer(Codebook):
+class VectorQuantizer(Averaging, Codebook):
     """The codebook of the VQ-VAE, learned by moving averages or by its gradient.
 
     Paper: van den Oord et al. 2017, arXiv:1711.00937 (eq. 1 to 3; moving averages: appendix A.1). With codebook="ema", in `after_step`,
@@ -184,8 +192,10 @@ class VectorQuantizer(Codebook):
         reduction: "mean" or "sum", see the module. eps: of the Laplace smoothing.
 
     All state is in buffers: `codebook` (with "gradient" a parameter), `cluster_size` n, `cluster_sum` m, `num_steps`. What is gathered
-    between two steps is not saved. A batch that is not finite is not learned from."""
+    between two steps is not saved. A batch that is not finite is not learned from. In a model of half precision what is averaged stays
+    in float32."""
 
+    averages = ("codebook", "cluster_size", "cluster_sum", "num_steps", "new_size", "new_sum", "candidates")
     codebook: Tensor
     cluster_size: Tensor
     cluster_sum: Tensor

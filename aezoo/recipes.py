@@ -44,6 +44,8 @@ def read(text: str | Path) -> dict[str, dict[str, Any]]:
         loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_loader()) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ValueError(f"{path} is no valid YAML: nested too deeply") from None
     if not isinstance(loaded, dict):
         raise ValueError(f"{path} must hold the sections {', '.join(SECTIONS)}; it holds {type(loaded).__name__}")
     config: dict[str, dict[str, Any]] = {}

@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 LARGEST_JSON = 64 * 2**20  # bytes; what is larger is no configuration
+CONFIG, WEIGHTS, CHECKSUMS = "config.json", "model.safetensors", "checksums.json"  # what a saved model consists of
 
 
 def _replace(path: Path, fill: Callable[[Path], None]) -> None:
@@ -82,6 +83,8 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged: not JSON ({error})") from None
+    except RecursionError:
+        raise ValueError(f"{path} is damaged: nested too deeply") from None
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -124,3 +127,34 @@ def read_tensors(
             return {name: f.get_tensor(name) for name in names}, dict(f.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is truncated, damaged or not a safetensors file ({error})") from None
+
+
+def write_model(folder: str | Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Writes the weights, config.json, and the weights' sha256 into checksums.json.
+
+    The old checksum goes first and the new one comes last: a folder without one can be read, so whenever the process is
+    killed, no intact weights are taken for damaged ones."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CHECKSUMS).unlink(missing_ok=True)
+    write_tensors(folder / WEIGHTS, tensors, {"model": config["model"]})
+    write_json(folder / CONFIG, config)
+    write_json(folder / CHECKSUMS, {"sha256": {WEIGHTS: sha256(folder / WEIGHTS)}})
+
+
+def check_weights(folder: str | Path) -> None:
+    """Raises ValueError if checksums.json is there (models of older versions have none) and says another sha256 of the weights."""
+    path = Path(folder) / CHECKSUMS
+    if not path.is_file():
+        return
+    sums = read_json(path)
+    sums = sums.get("sha256") if isinstance(sums, dict) else None
+    want = sums.get(WEIGHTS) if isinstance(sums, dict) else None
+    if not isinstance(want, str) or not re.fullmatch(r"[0-9a-f]{64}", want):
+        raise ValueError(f"{path} is damaged: it holds no sha256 of {WEIGHTS}, which is 64 hexadecimal digits")
+    got = sha256(path.with_name(WEIGHTS))
+    if got != want:
+        raise ValueError(
+            f"{path.with_name(WEIGHTS)} is not the file that was saved: its sha256 is {got}, and {CHECKSUMS} says {want}. "
+            f"Fetch or save the model again; if you changed the weights yourself, delete {CHECKSUMS}"
+        )

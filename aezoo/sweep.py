@@ -1,25 +1,34 @@
 """`aezoo sweep`: every combination of some values, each with several seeds, in one table and one picture.
 
 Runs that differ only in seed, learning rate, weight decay or the weights of their terms are computed together (`fit_many`).
+
+A sweep that was stopped goes on when it is started again with its --out: DIR/sweep.json says what it is, and each run that is done
+has a result.json in its folder; a run that is not begins anew.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import itertools
 import json
 import math
+import os
 import re
+import shutil
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .flags import command_parser, parse, train_config
 from .randomness import checked_seed
-from .registry import create_model
+from .registry import create_model, plain
+from .storage import read_json, write_json
 
 NOT_VARIED = ("train.seed", "train.out", "train.progress", "model.name", "data.source")
+PLAN, DONE = "sweep.json", "result.json"
 NO_FIGURES = ("epoch", "step", "lr", "samples_per_s", "seconds", "stage")
 
 
@@ -45,7 +54,8 @@ def command_sweep(argv: Sequence[str]) -> None:
     parser = command_parser(
         "sweep",
         "Trains every combination of the values with every seed and writes DIR/table.csv, DIR/table.md, DIR/sweep.png and a "
-        "folder for each run. Takes aezoo train's flags, too.",
+        "folder for each run. Takes aezoo train's flags, too. Stopped and started again with the same flags and --out, it does what "
+        "is left.",
     )
     parser.add_argument(
         "--vary",
@@ -62,7 +72,15 @@ def command_sweep(argv: Sequence[str]) -> None:
     options = parse(parser, own)
     keys, runs, name = plan(rest, options.vary, options.seeds)
     folder = _folder(options.out, name)
-    lines = train(keys, runs, folder)
+    try:
+        lines = train(keys, runs, folder)
+    except (KeyboardInterrupt, SystemExit):
+        done = sum(1 for _ in folder.glob(f"*/{DONE}"))
+        print(
+            f"stopped: {done} of {len(runs)} runs are done. To go on, give the same command with --out {folder}",
+            flush=True,
+        )
+        raise
     write(folder, keys, lines)
     print((folder / "table.md").read_text(encoding="utf-8").rstrip())
     print(f"table:   {folder / 'table.csv'}, {folder / 'table.md'}\npicture: {folder / 'sweep.png'}")
@@ -138,7 +156,7 @@ def _folder(out: str | None, name: str) -> Path:
     while out is None and fresh.exists():
         number += 1
         fresh = folder.with_name(f"{folder.name}-{number}")
-    if fresh.exists() and (not fresh.is_dir() or any(fresh.iterdir())):
+    if fresh.exists() and not (fresh / PLAN).is_file() and (not fresh.is_dir() or any(fresh.iterdir())):
         raise ValueError(f"--out {out} is there already and not empty; choose another folder")
     return fresh
 
@@ -150,17 +168,38 @@ def run_name(keys: Sequence[str], run: Run, number: int, count: int) -> str:
     return f"{number:0{len(str(count - 1))}d}-{said}"
 
 
+@contextlib.contextmanager
+def begun(
+    keys: Sequence[str], runs: Sequence[Run], folder: Path, folders: Sequence[Path]
+) -> Iterator[dict[int, dict[str, Any]]]:
+    """The sweep's folder, for this process alone inside the block: {number of a run that is done: its `stopped` and `best`}.
+
+    Raises ValueError for another sweep's folder, or one that another process is at."""
+    from .train.run import lock
+
+    said = plain([list(keys), [[run.values, run.seed, run.config] for run in runs]])
+    planned = json.loads(json.dumps(said, default=str))
+    if (folder / PLAN).exists() and read_json(folder / PLAN) != planned:
+        raise ValueError(f"--out {folder} holds a sweep of other runs; give its flags again, or choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = lock(folder)
+    try:
+        write_json(folder / PLAN, planned)
+        for path in folders:
+            if path.is_dir() and not (path / DONE).is_file():
+                shutil.rmtree(path)
+        yield {i: read_json(path / DONE) for i, path in enumerate(folders) if path.is_dir()}
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
 def train(keys: Sequence[str], runs: Sequence[Run], folder: Path) -> list[Line]:
-    """Trains them all, as many together as possible; one line for each combination."""
+    """Trains those that are not done yet, as many together as possible; one line for each combination."""
     import torch
 
     from .data import load_data
-    from .train.many import PER_MODEL, fit_many
 
-    together: dict[str, list[int]] = {}
-    for i, run in enumerate(runs):
-        shared = {k: v for k, v in run.config["train"].items() if k not in PER_MODEL}
-        together.setdefault(json.dumps([run.config["data"], shared], default=str, sort_keys=True), []).append(i)
     models: list[Any] = []
     sources: dict[str, Any] = {}
     for run in runs:
@@ -175,27 +214,15 @@ def train(keys: Sequence[str], runs: Sequence[Run], folder: Path) -> list[Line]:
         kind, shape = model.pop("name"), model.pop("input_shape", None) or source.shape
         models.append(create_model(kind, input_shape=shape, **model))
     folders = [folder / run_name(keys, run, i, len(runs)) for i, run in enumerate(runs)]
-    results: dict[int, Any] = {}
-    for chosen in together.values():
-        settings = dict(runs[chosen[0]].config["train"])
-        show = settings.pop("progress", True)
-        settings.pop("out", None)
-        settings |= {key: [runs[i].config["train"][key] for i in chosen] for key in PER_MODEL}
-        source = sources[json.dumps(runs[chosen[0]].config["data"], default=str, sort_keys=True)]
-        done = fit_many(
-            [models[i] for i in chosen],
-            source,
-            diverged="leave",
-            out=[folders[i] for i in chosen],
-            progress=show,
-            **settings,
-        )
-        results |= dict(zip(chosen, done))
+    with begun(keys, runs, folder, folders) as done:
+        if done:
+            print(f"{len(done)} of {len(runs)} runs are done already", flush=True)
+        _train(runs, models, sources, folders, done)
     lines: dict[tuple[str, ...], Line] = {}
     for i, run in enumerate(runs):
         line = lines.setdefault(run.values, Line(run.values, {}, 0))
-        best = results[i].best
-        if results[i].stopped == "not finite" or not best:
+        best = done[i]["best"]
+        if done[i]["stopped"] == "not finite" or not best:
             lines[run.values] = line._replace(failed=line.failed + 1)
             continue
         held_out = any(k.startswith("val_") for k in best)
@@ -203,6 +230,41 @@ def train(keys: Sequence[str], runs: Sequence[Run], folder: Path) -> list[Line]:
             if name not in NO_FIGURES and (name.startswith("val_") or not held_out):
                 line.figures.setdefault(name, []).append(value)
     return list(lines.values())
+
+
+def _train(
+    runs: Sequence[Run], models: Sequence[Any], sources: dict[str, Any], folders: Sequence[Path],
+    done: dict[int, dict[str, Any]],
+) -> None:  # fmt: skip
+    """Those that are not in `done`, and puts them there."""
+    from .train.many import PER_MODEL, fit_many
+
+    def end(chosen: Sequence[int], number: int, result: Any) -> None:
+        i = chosen[number]
+        folders[i].mkdir(exist_ok=True)
+        done[i] = {"stopped": result.stopped, "best": plain(result.best)}
+        write_json(folders[i] / DONE, done[i])
+
+    together: dict[str, list[int]] = {}
+    for i, run in enumerate(runs):
+        if i not in done:
+            shared = {k: v for k, v in run.config["train"].items() if k not in PER_MODEL}
+            key = json.dumps([run.config["data"], shared], default=str, sort_keys=True)
+            together.setdefault(key, []).append(i)
+    for chosen in together.values():
+        settings = dict(runs[chosen[0]].config["train"])
+        show = settings.pop("progress", True)
+        settings.pop("out", None)
+        settings |= {key: [runs[i].config["train"][key] for i in chosen] for key in PER_MODEL}
+        fit_many(
+            [models[i] for i in chosen],
+            sources[json.dumps(runs[chosen[0]].config["data"], default=str, sort_keys=True)],
+            diverged="leave",
+            out=[folders[i] for i in chosen],
+            progress=show,
+            on_end=partial(end, chosen),
+            **settings,
+        )
 
 
 # ------------------------------------------------------------------------------------------------------- table, picture

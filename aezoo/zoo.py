@@ -145,7 +145,11 @@ def hardware_line(seed: int, seconds: float, device: str) -> str:
     from .train.hardware import decide
 
     place = decide(device, "fp32", False).device
-    what = torch.cuda.get_device_name(place) if place.type == "cuda" else f"{processor()}, {os.cpu_count()} cores"
+    what = (
+        torch.cuda.get_device_name(place)
+        if place.type == "cuda"
+        else f"{processor()}, {os.cpu_count()} cores, threads: {torch.get_num_threads()}"
+    )
     return (
         f"{what}, torch {torch.__version__}, seed {seed}, one run each, {seconds / 60:.0f} minutes in all. Loss and main metric "
         f"before → after training, on at most {SHOWN:,} samples that were not trained on."

@@ -9,6 +9,9 @@ import torch
 import aezoo
 from aezoo.registry import MODELS
 
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # processes share the cores
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+
 
 def pytest_addoption(parser):
     parser.addoption(

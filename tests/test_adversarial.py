@@ -169,7 +169,7 @@ def test_labels_that_are_not_there_weigh_nothing():
     assert float(found.terms["classes"].detach()) == 0
     some = torch.tensor([0, 1, 2, -1, -1, -1, -1, -1, -1, -1])
     h = model.encoder(x)[:, 4:]
-    by_hand = torch.nn.functional.cross_entropy(h[:3], some[:3], reduction="sum") / 10
+    by_hand = torch.nn.functional.cross_entropy(h[:3], some[:3])
     torch.testing.assert_close(model.loss(x, condition=some).terms["classes"], by_hand)
 
 
@@ -234,3 +234,36 @@ def test_vae_gan_keeps_what_it_learned(images):
     assert result.best["epoch"] > 3
     for row in result.history:
         assert row["val_loss"] == pytest.approx(row["val_recon"] + row["val_kl"], rel=1e-5)
+
+
+def test_classes_are_averaged_over_the_labelled():
+    """arXiv:1511.05644, section 5: the cross-entropy of those that have a label, however few they are; 0 where none has."""
+    model, x = build("aae", num_classes=3), data()
+    labels = torch.tensor([0, 2, -1, -1, 1, -1, -1, -1, -1, -1])
+    loss = model.loss(x, condition=labels)
+    known = labels >= 0
+    p = model.classify(x[known])
+    wanted = -p[torch.arange(3), labels[known]].log().mean()
+    assert torch.allclose(loss.terms["classes"], wanted)
+    assert torch.allclose(loss.metrics["accuracy"], (p.argmax(1) == labels[known]).float().mean())
+    parts = [model.loss(x[known][i : i + 1], condition=labels[known][i : i + 1]).terms["classes"] for i in range(3)]
+    assert torch.allclose(torch.stack(parts).mean(), loss.terms["classes"])
+    none = model.loss(x, condition=torch.full((10,), -1))
+    assert none.terms["classes"] == 0 and none.metrics["accuracy"] == 0 and torch.isfinite(none.total)
+
+
+def test_accuracy_of_a_validation_set_is_over_its_labelled(images):
+    """Batches with many labels and with few: 13 of 40 samples have one."""
+    x = images[0][:40]
+    labels = torch.where(torch.arange(40) < 12, torch.arange(40) % 2, -1)
+    labels[30] = 1
+    torch.manual_seed(1)
+    model = aezoo.create_model(
+        "aae", input_shape=(1, 12, 12), latent_dim=4, backbone="mlp(widths=(16,))", num_classes=2
+    )
+    told = torch.utils.data.TensorDataset(x, labels)
+    how = {"progress": False, "device": "cpu", "epochs": 1, "batch_size": 4}
+    row = aezoo.fit(model, told, val=told, **how).history[-1]
+    known = labels >= 0
+    right = (model.classify(x[known]).argmax(1) == labels[known]).float().mean()
+    assert row["val_accuracy"] == pytest.approx(float(right), rel=1e-6)

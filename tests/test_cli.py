@@ -398,4 +398,5 @@ def test_from_pretrained_by_a_hub_name(tmp_path, monkeypatch):
     )
     x = torch.rand(2, 3)
     assert torch.equal(aezoo.from_pretrained("someone/something").reconstruct(x), model.reconstruct(x))
-    assert asked == [("someone/something", {"allow_patterns": ["config.json", "model.safetensors"]})]
+    files = ["config.json", "model.safetensors", "checksums.json", "README.md"]
+    assert asked == [("someone/something", {"revision": None, "allow_patterns": files})]

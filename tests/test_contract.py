@@ -123,6 +123,39 @@ def test_bfloat16_autocast_keeps_losses_in_float32(name):
     loss.total.backward()
 
 
+@pytest.mark.parametrize("name", [n for n in MODELS if aezoo.registry.MODELS[n].takes_condition])
+def test_models_that_are_told_labels(name, tmp_path):
+    """What each method returns, and that labels reach what it returns, through `fit` and `evaluate`, too."""
+    model, x = build(name, (1, 8, 8), SMALL, num_classes=3), batch((1, 8, 8), 12)
+    labels = torch.arange(12) % 3
+    out, loss = model(x, condition=labels), model.loss(x, condition=labels)
+    assert out.recon.shape == x.shape and out.z.shape == (12, *model.latent_shape) and torch.isfinite(loss.total)
+    weights = model.term_weights()
+    assert torch.allclose(loss.total, sum(weights.get(k, 1.0) * v for k, v in loss.terms.items()))
+    loss.total.backward()
+    dead = [k for k, p in model.named_parameters() if p.grad is None or not bool(p.grad.abs().sum() > 0)]
+    assert not dead, f"no gradient reaches {dead}"
+
+    def seen(labels):
+        torch.manual_seed(1)
+        with torch.no_grad():
+            return model.eval().loss(x, condition=labels).total
+
+    assert not torch.equal(seen(labels), seen((labels + 1) % 3))
+    for wrong in (labels[:5], torch.rand(12)):
+        with pytest.raises((ValueError, TypeError), match="condition"):
+            model.loss(x, condition=wrong)
+    z = model.encode(x, condition=labels)
+    assert torch.equal(z, model.encode(x, condition=labels))
+    assert torch.equal(model.reconstruct(x, condition=labels), model.decode(z, condition=labels))
+    told = torch.utils.data.TensorDataset(x, labels)
+    rows = aezoo.fit(model, told, val=told, epochs=1, batch_size=6, progress=False, device="cpu").history
+    again = aezoo.from_pretrained(model.save_pretrained(tmp_path))
+    figures = aezoo.evaluate(again, told, metrics="loss", progress=False)
+    assert figures["loss"]["mean"] == pytest.approx(rows[-1]["val_loss"], rel=0.2)
+    assert "classes" not in loss.terms or figures["classes"]["mean"] == pytest.approx(rows[-1]["val_classes"], rel=1e-4)
+
+
 LIKELIHOODS = [
     "mse", "bce", "l1", "huber(delta=0.5)", "gaussian", "gaussian(sigma=0.5)", "gaussian(sigma='learned')", "gaussian(sigma='predicted')",
     "laplace", "laplace(scale='predicted')", "bernoulli", "continuous_bernoulli", "logistic_mixture(components=3)",
@@ -142,7 +175,8 @@ def test_any_likelihood(name, likelihood):
             build(name, (1, 9, 7), likelihood=likelihood)
         return
     if ("predicted" in likelihood or "mixture" in likelihood) and name.startswith("tied"):
-        with pytest.raises(ValueError, match="tied"):
+        # the encoder's weights, transposed, give one number per element: there are none for a scale
+        with pytest.raises(ValueError, match="tied=True needs a likelihood with one decoder output per element"):
             build(name, (1, 9, 7), cls.__signature__.parameters["backbone"].default, likelihood=likelihood)
         return
     model, x = build(name, (1, 9, 7), SMALL, likelihood=likelihood), batch((1, 9, 7))

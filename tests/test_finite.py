@@ -42,15 +42,51 @@ def _unchecked(monkeypatch):
     monkeypatch.setattr("aezoo.data.datasets.DatasetSource.check", lambda *_: (0.0, 1.0))
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "rmsprop", "adam(amsgrad=True)"])
-def test_raise_names_step_term_and_activations_and_leaves_the_weights_of_the_step_before(tmp_path, optimizer):
-    model, clean, bad = model_of("ae"), model_of("ae"), bad_step()
+def normed():
+    """With batch norm: its running means see each batch before anyone knows that it is bad."""
+    torch.manual_seed(3)
+    return aezoo.create_model("ae", input_shape=(1, 12, 12), latent_dim=4, backbone="mlp(widths=(32,), norm='batch')")
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "build"),
+    [(o, model_of) for o in ("adam", "adamw", "sgd", "rmsprop", "adam(amsgrad=True)")] + [("adam", normed), ("rmsprop", normed)],
+)  # fmt: skip
+def test_raise_names_step_term_and_activations_and_leaves_the_weights_of_the_step_before(tmp_path, optimizer, build):
+    seed = next(s for s in range(9) if 1 < bad_step(s) < 4)  # good steps before it, and more after it
+    args = ["ae"] if build is model_of else []
+    model, clean, bad = build(*args), build(*args), bad_step(seed)
     with pytest.raises(FloatingPointError, match=rf"step {bad} \(epoch 1\): recon .*Largest activations there: \w+.*weights are those of step {bad - 1}"):  # fmt: skip
-        poisoned_fit(model, out=tmp_path, optimizer=optimizer)
-    if bad > 1:
-        fit(clean, aezoo.load_data(Poisoned(bad=-1), workers=0), steps=bad - 1, optimizer=optimizer)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), clean.parameters()))
+        poisoned_fit(model, out=tmp_path, optimizer=optimizer, seed=seed)
+    fit(clean, aezoo.load_data(Poisoned(bad=-1), workers=0), steps=bad - 1, optimizer=optimizer, seed=seed)
+    there = clean.state_dict()
+    assert all(torch.equal(v, there[k]) for k, v in model.state_dict().items())
     assert all(torch.isfinite(v).all() for v in state_of(tmp_path)[1].values())
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_buffer_that_is_not_finite_under_a_finite_loss_is_never_saved(tmp_path, value):
+    @aezoo.register("drifting_ae")
+    class Drifting(aezoo.BaseAE):
+        """A buffer that nothing reads becomes `value` after the third step; another is an infinity from the start, as masks are."""
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.register_buffer("seen", torch.zeros(()))
+            self.register_buffer("mask", torch.tensor([0.0, -float("inf")]))
+
+        def after_step(self):
+            self.seen += 1
+            self.seen[self.seen > 3] = float(value)
+
+    def go(steps, **more):
+        fit(model_of("drifting_ae"), make_images(64)[0], steps=steps, checkpoint_every=1, keep=9, out=tmp_path, **more)
+
+    go(3)
+    with pytest.raises(FloatingPointError, match=r"up to step 4\): the weights \(seen\)"):
+        go(9, resume=True)
+    assert [p.name for p in sorted((tmp_path / "checkpoints").iterdir())] == [f"step-{s:09d}" for s in range(4)]
+    assert aezoo.from_pretrained(tmp_path).seen == 3
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "rmsprop"])

@@ -398,6 +398,7 @@ def test_nothing_is_saved_of_a_loss_that_is_not_finite(images, tmp_path):
         ({"clip": 0.0}, "clip=0.0"),
         ({"seed": -1}, "seed=-1"),
         ({"warmup": -1}, "warmup=-1"),
+        ({"keep": 1}, "keep=1 must be at least 2"),
         ({"optimizer": "lbfgs"}, "several times a step"),
         ({"optimizer": "sparseadam"}, "sparse gradients only"),
     ],

@@ -188,6 +188,11 @@ def test_convolutions_written_out():
 def test_tiny_tokenizer_written_out():
     """Blocks relu(h + conv(relu(conv(relu(conv(h)))))), the code bounded by 3 tanh(z / 3), the mean squared error."""
     model, x = build("tiny_ae", (1, 4, 4), latent_dim=2, backbone="tiny(width=3, levels=1, blocks=1)"), rand(2, 1, 4, 4)
+    with torch.no_grad():
+        last = model.encoder[4]
+        last.weight.mul_(
+            8 / (model.encode(x) - last.bias.view(-1, 1, 1)).abs().max()
+        )  # codes that the bound matters for
 
     def block(h, m):
         a, b, c = (layer for layer in m.conv if isinstance(layer, torch.nn.Conv2d))
@@ -198,7 +203,7 @@ def test_tiny_tokenizer_written_out():
     h = block(F.conv2d(x, e[0].weight, e[0].bias, padding=1), e[1])
     h = block(F.conv2d(h, e[2].weight, None, stride=2, padding=1), e[3])
     z = F.conv2d(h, e[4].weight, e[4].bias, padding=1)
-    assert torch.allclose(model.encode(x), z)
+    assert torch.allclose(model.encode(x), z) and z.abs().max() > 3
     h = torch.relu(F.conv2d(3 * torch.tanh(z / 3), d[1].weight, d[1].bias, padding=1))
     h = block(h, d[3]).repeat_interleave(2, 2).repeat_interleave(2, 3)
     h = block(F.conv2d(h, d[5].weight, None, padding=1), d[6])
@@ -209,17 +214,20 @@ def test_tiny_tokenizer_written_out():
 def test_rounded_channels_written_out():
     """arXiv:2309.15505: q = round(h tanh(z + atanh(o / h)) - o) / floor(L / 2), number by number, and the reconstruction alone."""
     model, x = build("fsq_ae", (6,), latent_dim=2, levels=(5, 4), backbone="linear"), rand(7, 6, seed=9)
-    w, b = encoder_weights(model)[0]
-    z, _ = (x @ w.T + b).view(7, 2, -1), None
-    code = model.encode(x).view(7, 2, -1)
+    enc, dec = model.encoder[0][0].layer, model.decoder[1][0].layer
+    z = (3 * (x @ enc.weight.T + enc.bias)).view(7, 2, -1)
+    with torch.no_grad():
+        enc.weight.mul_(3), enc.bias.mul_(3)  # all levels are reached
+    code = model.encode(x).detach()
+    assert len(code[:, 0].unique()) == 5 and len(code[:, 1].unique()) == 4
     for i in range(7):
         for c, levels in enumerate((5, 4)):
             for t in range(z.shape[2]):
                 h, o = (levels - 1) / 2 * 1.001, 0.5 if levels % 2 == 0 else 0.0
-                step = round(h * math.tanh(float(z[i, c, t]) + math.atanh(o / h)) - o)
+                step = round(h * math.tanh(z[i, c, t].item() + math.atanh(o / h)) - o)
                 assert float(code[i, c, t]) == pytest.approx(step / (levels // 2))
     loss = model.loss(x)
-    recon = code.flatten(1) @ model.decoder[0].layer.weight.T + model.decoder[0].layer.bias
+    recon = code.flatten(1) @ dec.weight.T + dec.bias
     assert torch.allclose(loss.total, (x - recon).square().mean()) and set(loss.terms) == {"recon"}
 
 
@@ -370,8 +378,9 @@ def parts_by_integration(mu, logvar):
 
 
 def test_minibatch_estimates_come_near_the_parts_of_the_kl():
-    """beta_tc_vae with stratified sampling, batches of 50 of 200 samples: MI, TC and DWKL of the mean batch lie within 0.05, 0.015 and
-    0.05 nats of those of q(z). They are biased, since the logarithm of an unbiased estimate is not: MI upwards, DWKL downwards."""
+    """beta_tc_vae with stratified sampling, batches of 50 of 200 samples, against q(z) itself. The estimate of q(z) is unbiased, so its
+    logarithm lies below on average (Jensen): the mean MI is too high, by less than 0.05 nats here, and DWKL as much too low; TC, a
+    difference of two such logarithms, is within 0.015. With 1/N in column 0 instead of on the diagonal both err to the other side."""
     x = rand(200, 2)
     model = build("beta_tc_vae", (2,), latent_dim=2, backbone="linear", num_data=200)
     layer = model.encoder[0].layer
@@ -383,9 +392,10 @@ def test_minibatch_estimates_come_near_the_parts_of_the_kl():
         assert float(sum(exact)) == pytest.approx(float(fn.gaussian_kl(mu, logvar).mean()), abs=1e-6)
         torch.manual_seed(0)
         terms = [model.loss(x[torch.randperm(200)[:50]]).terms for _ in range(600)]
-    for name, truth, bias in zip(("mi", "tc", "dwkl"), exact, (0.05, 0.015, 0.05)):
-        mean = float(torch.stack([t[name] for t in terms]).mean())
-        assert abs(mean - float(truth)) < bias, (name, mean, float(truth))
+    bounds = ((0.0, 0.05), (-0.015, 0.015), (-0.05, 0.0))
+    for name, truth, (least, most) in zip(("mi", "tc", "dwkl"), exact, bounds):
+        gap = float(torch.stack([t[name] for t in terms]).mean()) - float(truth)
+        assert least < gap < most, (name, gap, float(truth))
 
 
 # ----------------------------------------------------------------------------------------------------------- adversarial

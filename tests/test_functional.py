@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import distributions as D
 
 from aezoo import functional as fn
+from aezoo.functional import core
 
 
 def rand(*shape, seed=0):
@@ -138,3 +139,12 @@ def test_bernoulli_nll_is_torch_s_in_values_and_both_derivatives():
         logits.view(2, 3, -1), x.view(2, 3, -1)
     )
     assert torch.allclose(mapped.flatten(), ours, rtol=1e-5)
+
+
+def test_gradcheck_of_the_bernoulli_nll():
+    """The CPU's own forward and backward pass, first and second derivatives, by logits and by x."""
+    g = torch.Generator().manual_seed(0)
+    logits = (3 * torch.randn(3, 5, dtype=torch.float64, generator=g)).requires_grad_()
+    x = torch.rand(3, 5, dtype=torch.float64, generator=g).requires_grad_()
+    assert torch.autograd.gradcheck(core._BernoulliNLL.apply, (logits, x))
+    assert torch.autograd.gradgradcheck(core._BernoulliNLL.apply, (logits, x))

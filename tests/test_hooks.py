@@ -14,7 +14,7 @@ from test_features import deep, same
 import aezoo
 from aezoo.cli import main
 from aezoo.train import hardware
-from aezoo.train.hooks import Hooks
+from aezoo.train.hooks import HOOKS, Hooks
 
 # ----------------------------------------------------------------------------------------------------------- callbacks
 
@@ -62,6 +62,10 @@ def test_false_from_any_callback_ends_the_run_and_all_see_the_row(images):
     after = []
     result = fit(model_of("ae"), images, epochs=9, callbacks=[Ends(), after.append])
     assert result.stopped == "callback" and after == result.history and len(after) == 2
+
+
+def test_there_is_a_handful_of_hooks():
+    assert [name for name in vars(aezoo.Callback) if not name.startswith("_")] == list(HOOKS) and len(HOOKS) <= 8
 
 
 def test_hooks_that_are_not_overridden_are_not_called():

@@ -107,6 +107,9 @@ models = [aezoo.create_model('ae', input_shape=(5,), latent_dim=2) for _ in rang
 x = torch.rand(64, 5)
 {training}
 assert 'torch._dynamo' not in sys.modules
+models = [aezoo.create_model('ae', input_shape=(5,), latent_dim=2) for _ in range(3)]
+aezoo.fit_many(models, torch.rand(64, 5), epochs=1, progress=False, device='cpu')
+assert 'torch._dynamo' not in sys.modules
 print(float(torch.compile(lambda x: x + 1, backend='eager')(torch.ones(()))))
 torch.optim.Adam([torch.nn.Parameter(torch.ones(2))])
 """

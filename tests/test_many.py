@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,11 +11,12 @@ from conftest import make_images
 from PIL import Image
 
 import aezoo
+from aezoo import sweep
 from aezoo.base import BaseAE
 from aezoo.cli import main
 from aezoo.registry import MODELS
 from aezoo.storage import read_tensors
-from aezoo.train import comparison, many
+from aezoo.train import batched, comparison, many
 from aezoo.train.tape import Tape
 
 DENSE = "mlp(widths=(24,), norm='batch', dropout=0.2)"
@@ -426,6 +428,41 @@ def test_sweep_over_backbones(tmp_path, monkeypatch):
     assert "mlp(widths=[16, 8])" in text and "±" not in text
 
 
+@pytest.mark.parametrize("more", [[], ["--train.accumulate", "2"]])
+def test_a_sweep_that_was_stopped_does_what_is_left(tmp_path, monkeypatch, capsys, more):
+    """As one computation, and one after the other."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("aezoo.pictures.draw_run", lambda *args: ([], []))
+    argv = ["sweep", "--model", "vae", "--data", "digits", "--data.limit", "64", "--train.device", "cpu", "--train.steps", "2", "--seeds", "2", "--vary", "model.beta=1,2,4", *more]  # fmt: skip
+    main([*argv, "--out", "whole"])
+    capsys.readouterr()
+    original, ended = sweep.write_json, []
+
+    def stopping(path, value):
+        if path.name == "result.json" and (ended.append(path.parent.name) or len(ended) == 4):
+            raise KeyboardInterrupt
+        original(path, value)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        patch.setattr(sweep, "write_json", stopping)
+        main([*argv, "--out", "parts"])
+    assert stopped.value.code == 130
+    assert "stopped: 3 of 6 runs are done. To go on, give the same command with --out parts" in capsys.readouterr().out
+    times = {p: p.stat().st_mtime_ns for p in Path("parts").glob("*/model.safetensors") if (p.parent / "result.json").exists()}  # fmt: skip
+    assert len(times) == 3
+    main([*argv, "--out", "parts"])
+    assert "3 of 6 runs are done already" in capsys.readouterr().out
+    assert all(p.stat().st_mtime_ns == t for p, t in times.items())
+    tables = [list(csv.DictReader(Path(x, "table.csv").read_text().splitlines())) for x in ("whole", "parts")]
+    for a, b in zip(*tables, strict=True):
+        assert {k: float(v) for k, v in a.items()} == pytest.approx(
+            {k: float(v) for k, v in b.items()}, rel=1e-3, abs=1e-5
+        )
+    with pytest.raises(SystemExit) as other:
+        main([*argv, "--train.lr", "0.1", "--out", "parts"])
+    assert other.value.code == 2 and "holds a sweep of other runs" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
@@ -447,3 +484,43 @@ def test_sweep_errors(tmp_path, monkeypatch, capsys, flags, text):
         main(["sweep", "digits", *flags])
     assert end.value.code == 2 and text in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def of_three_models(*shapes):
+    """Tensors of these shapes for each of three models, float64."""
+    g = torch.Generator().manual_seed(0)
+    return [torch.randn(3, *shape, dtype=torch.float64, generator=g).requires_grad_() for shape in shapes]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_gradcheck_of_stacked_linear_layers(shared):
+    """First and second derivatives of `baddbmm` in place of M products; with x shared by all models, too."""
+    x, weight, bias = of_three_models((4, 2), (3, 2), (3,))
+    x = x[0].detach().requires_grad_() if shared else x
+    f = torch.func.vmap(batched._Linear.apply, in_dims=(None if shared else 0, 0, 0))
+    wanted = torch.stack([F.linear(x if shared else x[i], weight[i], bias[i]) for i in range(3)])
+    torch.testing.assert_close(f(x, weight, bias), wanted, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(f, (x, weight, bias))
+    assert torch.autograd.gradgradcheck(f, (x, weight, bias))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_gradcheck_of_stacked_batch_norms(training):
+    """One batch norm of M * O channels: outcome and running moments of each model's own, first and second derivatives."""
+    x, weight, bias = of_three_models((4, 2), (2,), (2,))  # (M, B, O), (M, O), (M, O)
+    moments = torch.zeros(3, 2, dtype=torch.float64), torch.full((3, 2), 2.0, dtype=torch.float64)
+
+    def f(x, weight, bias, mean=None, var=None):
+        mean, var = (m.clone() for m in moments) if mean is None else (mean, var)
+        how = torch.func.vmap(lambda *t: batched._BatchNorm.apply(*t, training, 0.1, 1e-5))
+        return how(x, mean, var, weight, bias)
+
+    mean, var = (m.clone() for m in moments)
+    got = f(x, weight, bias, mean, var)
+    for i in range(3):
+        own = [m[i].clone() for m in moments]
+        wanted = F.batch_norm(x[i], *own, weight[i], bias[i], training, 0.1, 1e-5)
+        torch.testing.assert_close(got[i], wanted, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close((mean[i], var[i]), tuple(own), rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(f, (x, weight, bias))
+    assert torch.autograd.gradgradcheck(f, (x, weight, bias))

@@ -551,6 +551,16 @@ def test_samples_of_the_law_of_the_data_are_close_and_others_are_not():
     assert "pixels" in close["precision"]["unit"]
 
 
+def test_samples_are_cut_to_the_range_of_pictures():
+    model = aezoo.create_model("vae", input_shape=(1, 12, 12), latent_dim=2)
+    with torch.no_grad():
+        for p in model.decoder.parameters():
+            p.mul_(10)
+    seen = []
+    evaluate(model, make_images(20)[0], "frechet*", features=lambda x: seen.append(x.aminmax()) or x[:, 0, :2, 0])
+    assert all(low >= 0 and high <= 1 for low, high in seen) and model.sample(20).max() > 1
+
+
 # ------------------------------------------------------------------------------------------------------------- choosing
 
 

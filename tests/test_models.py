@@ -307,3 +307,12 @@ def test_no_pretraining_is_plain_training():
     x, _ = make_images(32)
     model = aezoo.create_model("stacked_denoising_ae", input_shape=(1, 12, 12), latent_dim=8, pretrain=0.0)
     assert {r["stage"] for r in fit(model, x, epochs=2).history} == {"fine-tune"}
+
+
+@pytest.mark.parametrize(("penalty", "weight"), [("l1", 1e-4), ("kl", 1e-3)])
+def test_sparse_ae_defaults_go_with_the_likelihoods_scale(penalty, weight):
+    """144 dims: a mean over them beside the penalty, or a sum."""
+    for likelihood, factor in (("mse", 1), ("bce", 1), ("gaussian", 144), ("bernoulli", 144)):
+        model = aezoo.create_model("sparse_ae", input_shape=(1, 12, 12), penalty=penalty, likelihood=likelihood)
+        assert model.term_weights() == pytest.approx({"sparsity": weight * factor})
+    assert aezoo.create_model("sparse_ae", input_shape=(9,), weight=0.5, likelihood="gaussian").weight == 0.5

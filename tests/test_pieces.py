@@ -126,3 +126,12 @@ def test_specs():
     assert all(plain(c) == {"name": "gaussian", "sigma": 0.7, "where": "input", "when": "training"} for c in same)
     assert CORRUPTIONS.build(same[0]) is same[0]
     assert parse_spec("x", "a(b=[1, 2], c='d')") == ("a", {"b": [1, 2], "c": "d"})
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("u", [0.0, 1.0])
+def test_laplace_draws_are_finite_at_the_ends_of_the_uniform_draw(monkeypatch, u, dtype):
+    monkeypatch.setattr("aezoo.likelihoods._uniform", lambda like, generator: torch.full_like(like, u))
+    drawn = LIKELIHOODS.build("laplace(scale=2.0)").sample(torch.ones(2, 1, 3, dtype=dtype))
+    assert torch.isfinite(drawn).all()
+    assert (drawn < -8).all() if u == 0 else (drawn > 8).all()

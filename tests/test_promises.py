@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import aezoo
 from aezoo import recipes
 from aezoo.storage import read_tensors, write_json
 from aezoo.train import checkpoints, ending, loop, update
+from aezoo.train import run as folder
 
 SETTINGS = {
     "epochs": 4, "val": 0.25, "ema": 0.9, "schedule": "cosine", "warmup": 3, "accumulate": 2, "batch_size": 9, "clip": 1.0,
@@ -40,44 +42,81 @@ def run(out, **more):
 
 # -------------------------------------------------------------------------------------------------- 1. killed, anywhere
 
-KILLED = """
-    import os, signal, sys, torch
+KILLS = {  # name: (owner, function, which call of it, what must be under way then)
+    "a step, after the backward pass": ("update.Update", "check", 9, "one_step"),
+    "a validation": ("base.BaseAE", "check_input", 14, "mean_loss"),
+    "a checkpoint, before its manifest": ("checkpoints", "write_json", 8, "write"),
+    "a checkpoint, a file not yet renamed": ("storage.os", "replace", 15, "write_tensors"),
+    "a checkpoint, not yet renamed": ("checkpoints.os", "rename", 3, "write"),
+    "a row, half-written": ("folder", "open", 5, "append"),
+    "a row, its times not written": ("folder", "open", 6, "append"),
+    "pictures, at the end": ("pictures", "samples", 1, "draw_samples"),
+}
+
+KILLER = """
+    import builtins, json, os, signal, sys, torch, traceback
     sys.path.insert(0, {here!r})
     from aezoo import base, pictures, storage
     from aezoo.train import checkpoints, loop, update
+    from aezoo.train import run as folder
     import test_promises
-    calls = 0
-    def kill_in(owner, name, at):
-        original = getattr(owner, name)
+
+    def kill_in(owner, name, at, within):
+        original, calls = getattr(owner, name, None) or getattr(builtins, name), []
         def wrapped(*args, **kwargs):
-            global calls
-            calls += 1
-            if calls == at:
+            calls.append(1)
+            if len(calls) == at:
+                names = [frame.name for frame in traceback.extract_stack()]
+                assert within in names, names
+                assert within != "mean_loss" or not args[0].training, "not in a validation"
+                if name == "open" and at % 2:
+                    with open(args[0], "a") as f:
+                        f.write('{{"epoch": 1, "st')
                 os.kill(os.getpid(), signal.SIGKILL)
             return original(*args, **kwargs)
         setattr(owner, name, wrapped)
-    kill_in({owner}, {name!r}, {at})
-    test_promises.run({out!r})
+
+    for place, (owner, name, at, within) in test_promises.KILLS.items():
+        child = os.fork()  # of a process that has imported everything and run nothing
+        if not child:
+            try:
+                kill_in(eval(owner), name, at, within)
+                test_promises.run(os.path.join({out!r}, place))
+            except BaseException:
+                traceback.print_exc()
+            os._exit(1)
+        print(json.dumps([place, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])]), flush=True)
 """
 
 
-@pytest.mark.parametrize(
-    ("owner", "name", "at"),
-    [
-        ("update.Update", "check", 9),  # in a step, after the backward pass
-        ("base.BaseAE", "check_input", 30),  # in a forward pass of a validation
-        ("checkpoints", "write_json", 8),  # in a checkpoint, before its manifest
-        ("checkpoints.os", "rename", 3),  # a checkpoint is written, and not yet renamed
-        ("pictures", "samples", 1),  # while it draws samples, at the end
-    ],
-)
-def test_a_killed_run_goes_on_to_the_bit(tmp_path, owner, name, at):
-    code = textwrap.dedent(KILLED).format(here=os.path.dirname(__file__), owner=owner, name=name, at=at, out=str(tmp_path / "b"))  # fmt: skip
-    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
-    run(tmp_path / "a")
-    run(tmp_path / "b", resume=True)
-    assert_same_run(tmp_path / "a", tmp_path / "b")
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """(a folder with a run killed at each place, the exit codes)."""
+    out = tmp_path_factory.mktemp("killed")
+    code = textwrap.dedent(KILLER).format(here=os.path.dirname(__file__), out=str(out))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    codes = dict(json.loads(line) for line in done.stdout.splitlines())
+    assert all(c == -signal.SIGKILL for c in codes.values()) and list(codes) == list(KILLS), (
+        codes,
+        done.stderr[-3000:],
+    )
+    return out
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run that nobody disturbed."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("aezoo.pictures.draw_run", lambda *args: ([], []))
+        run(out)
+    return out
+
+
+@pytest.mark.parametrize("place", KILLS)
+def test_a_killed_run_goes_on_to_the_bit(killed, whole, place):
+    run(killed / place, resume=True)
+    assert_same_run(whole, killed / place)
 
 
 # ------------------------------------------------------------------------------------------------------ 3. damaged files
@@ -97,25 +136,68 @@ def damage(path, how):
         path.write_bytes(data[: int(how) * len(data) // 100])
 
 
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """The same run up to its second row."""
+    out = tmp_path_factory.mktemp("parts") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("aezoo.pictures.draw_run", lambda *args: ([], []))
+        run(out, callbacks=[lambda row: row["step"] < 5])
+    return out
+
+
 @pytest.mark.parametrize("name", ["state.safetensors", "state.json", "manifest.json"])
 @pytest.mark.parametrize("how", ["flip", "missing", "link", "0", "50", "99"])
-def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path, capsys, name, how):
-    whole, parts = tmp_path / "a", tmp_path / "b"
-    run(whole)
-    run(parts, max_time=None, callbacks=[lambda row: row["step"] < 5])
-    steps = [p.name for p in (parts / "checkpoints").iterdir()]
-    newest = parts / "checkpoints" / max(steps)
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path, capsys, whole, parts, name, how):
+    out = tmp_path / "run"
+    shutil.copytree(parts, out)
+    steps = [p.name for p in (out / "checkpoints").iterdir()]
+    newest = out / "checkpoints" / max(steps)
     assert len(steps) == 2
     damage(newest / name, how)
-    run(parts, resume=True, progress=True)
-    assert f"checkpoint {newest.name} is passed over: " in capsys.readouterr().out
-    assert_same_run(whole, parts)
+    if how == "missing":  # where nothing is shown it is a warning
+        with pytest.warns(UserWarning, match=f"checkpoint {newest.name} is passed over: {name} is missing"):
+            run(out, resume=True)
+    else:
+        run(out, resume=True, progress=True)
+        assert f"checkpoint {newest.name} is passed over: " in capsys.readouterr().out
+    assert_same_run(whole, out)
+
+
+@pytest.mark.parametrize("how", ["flip", "missing", "0", "50"])
+def test_whatever_lies_beside_the_checkpoints_may_be_damaged(tmp_path, whole, parts, how):
+    """None of it is read when a run goes on; what the run writes is whole again at its end."""
+    out = tmp_path / "run"
+    shutil.copytree(parts, out)
+    beside = ["metrics.jsonl", "speed.jsonl", "config.yaml", "config.json", "model.safetensors", "last/config.json", "last/model.safetensors"]  # fmt: skip
+    for name in beside:
+        damage(out / name, how)
+    run(out, resume=True)
+    assert_same_run(whole, out)
+    for name in beside:
+        if name != "speed.jsonl" and not name.endswith(".safetensors"):  # whose header lists its metadata in any order
+            assert (whole / name).read_bytes() == (out / name).read_bytes(), name
+    assert aezoo.from_pretrained(out).name == aezoo.from_pretrained(out / "last").name == "vae"
+
+
+@pytest.mark.parametrize("how", ["flip", "missing", "0", "50"])
+def test_a_damaged_list_of_the_best_is_written_anew(tmp_path, how):
+    def go(out, **more):
+        run(out, top_k=2, checkpoint_every=1, **more)
+
+    go(tmp_path / "a")
+    go(tmp_path / "b", callbacks=[lambda row: row["step"] < 5])
+    damage(tmp_path / "b" / "top" / "top.json", how)
+    go(tmp_path / "b", resume=True)
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    a, b = ((tmp_path / x / "top" / "top.json").read_bytes() for x in "ab")
+    assert a == b
 
 
 def test_all_checkpoints_damaged_is_said_and_nothing_is_overwritten(tmp_path):
     run(tmp_path, epochs=1)
-    for folder in (tmp_path / "checkpoints").iterdir():
-        damage(folder / "state.safetensors", "50")
+    for path in (tmp_path / "checkpoints").iterdir():
+        damage(path / "state.safetensors", "50")
     with pytest.raises(ValueError, match=r"no intact checkpoint .*bytes instead of"):
         run(tmp_path, resume=True)
     assert aezoo.from_pretrained(tmp_path).name == "vae"
@@ -133,29 +215,85 @@ def test_any_truncation_of_a_model_is_an_error(tmp_path):
 # --------------------------------------------------------------------------------------------------------- 3. full disk
 
 
-@pytest.mark.parametrize("owner", ["save_file", "fsync", "rename"])
-def test_a_disk_that_is_full_for_a_while_loses_nothing(tmp_path, monkeypatch, capsys, owner):
-    run(tmp_path / "a")
-    place, name = {"save_file": ("safetensors.torch", "save_file"), "fsync": ("os", "fsync"), "rename": ("os", "rename")}[owner]  # fmt: skip
-    original, full_now = getattr(sys.modules[place], name), []
+class HalfALine:
+    """A file on a full disk: a part of what is written arrives."""
+
+    def __init__(self, *args, **kwargs):
+        self.file = open(*args, **kwargs)  # noqa: SIM115
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.file.close()
+
+    def write(self, text):
+        self.file.write(text[: len(text) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def written_by(name):
+    """(where a function that writes is looked up, its name)."""
+    return {
+        "save_file": ("safetensors.torch", "save_file"), "keep_top": ("safetensors.torch", "save_file"), "fsync": ("os", "fsync"),
+        "rename": ("os", "rename"), "append": ("aezoo.train.run", "open"),
+    }[name]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("owner", "progress"),
+    [("save_file", True), ("fsync", True), ("rename", False), ("append", True), ("append", False), ("keep_top", True)],
+)
+def test_a_disk_that_is_full_for_a_while_loses_nothing(tmp_path, monkeypatch, capsys, recwarn, owner, progress):
+    run(tmp_path / "a", checkpoint_every=1, top_k=2)
+    place, name = written_by(owner)
+    original, full_now = getattr(sys.modules[place], name, open), []
 
     class Filling(aezoo.Callback):
         def on_step(self, run):
             full_now[:] = [1] if run.step in (4, 5, 6) else []
 
     def full(*args, **kwargs):
-        if full_now:
-            intact = checkpoints.Checkpoints(tmp_path / "b" / "checkpoints").paths()
-            assert intact and checkpoints.read(intact[-1])
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return original(*args, **kwargs)
+        if not full_now or (owner == "keep_top" and "top" not in os.fspath(args[1])):
+            return original(*args, **kwargs)
+        intact = checkpoints.Checkpoints(tmp_path / "b" / "checkpoints").paths()
+        assert intact and checkpoints.read(intact[-1])
+        if owner == "append":
+            return HalfALine(*args, **kwargs)
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(sys.modules[place], name, full)
-    run(tmp_path / "b", progress=True, checkpoint_every=1, callbacks=[Filling()])
-    assert "could not be saved" in capsys.readouterr().out
+    monkeypatch.setattr(sys.modules[place], name, full, raising=False)
+    run(tmp_path / "b", progress=progress, checkpoint_every=1, top_k=2, callbacks=[Filling()])
+    told = capsys.readouterr().out if progress else " ".join(str(w.message) for w in recwarn)
+    said = {"append": "the row of step 6 could not be written", "keep_top": "model of step 6 could not be saved"}
+    assert said.get(owner, "step 5 could not be saved") in told and "No space left" in told
     monkeypatch.undo()
-    a, b = state_of(tmp_path / "a")[1], state_of(tmp_path / "b")[1]
+    (state_a, a), (state_b, b) = state_of(tmp_path / "a"), state_of(tmp_path / "b")
     assert all(torch.equal(a[k], b[k]) for k in a)
+    assert state_a["rows"] == state_b["rows"]
+    assert (tmp_path / "a" / "metrics.jsonl").read_bytes() == (tmp_path / "b" / "metrics.jsonl").read_bytes()
+    speeds = [json.loads(line)["step"] for line in (tmp_path / "b" / "speed.jsonl").read_text().splitlines()]
+    assert speeds == [row["step"] for row in state_b["rows"]]
+    top = json.loads((tmp_path / "b" / "top" / "top.json").read_text())
+    assert sorted(p.name for p in (tmp_path / "b" / "top").iterdir()) == sorted(
+        [*(t["folder"] for t in top), "top.json"]
+    )
+    assert all(aezoo.from_pretrained(tmp_path / "b" / "top" / t["folder"]) for t in top)
+
+
+def test_rows_of_several_models_wait_while_a_disk_is_full(tmp_path, monkeypatch):
+    full = [1, 1, 1]  # both files of the first models' rows
+
+    def filling(*args, **kwargs):
+        return HalfALine(*args, **kwargs) if full and full.pop() else open(*args, **kwargs)
+
+    monkeypatch.setattr("aezoo.train.run.open", filling, raising=False)
+    with pytest.warns(UserWarning, match=r"the row of step 4 could not be written .*No space left"):
+        results = aezoo.fit_many([model_of("ae"), model_of("ae")], make_images(64)[0], lr=[1e-3, 1e-4], epochs=3, batch_size=16, device="cpu", out=tmp_path, progress=False)  # fmt: skip
+    assert not full
+    for result in results:
+        steps = [json.loads(line)["step"] for line in (result.out / "metrics.jsonl").read_text().splitlines()]
+        assert steps == [4, 8, 12]
 
 
 def test_a_disk_that_stays_full_is_an_error_at_the_end_and_the_weights_stay_in_the_model(tmp_path):
@@ -263,10 +401,66 @@ def test_a_signal_stops_within_a_step_also_in_an_evaluation(tmp_path, monkeypatc
         run(tmp_path / "b", progress=True)
     assert number == signal.SIGINT or stopped.value.code == 143
     state = state_of(tmp_path / "b")[0]
-    assert state["row_due"] == (where == "evaluation") and f"stopped at step {state['step']}" in capsys.readouterr().out
+    assert state["step"] == (9 if where == "evaluation" else 4) and state["row_due"] == (where == "evaluation")
+    assert f"stopped at step {state['step']}" in capsys.readouterr().out
     monkeypatch.undo()
     run(tmp_path / "b", resume=True)
     assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+@pytest.mark.parametrize("where", ["saving", "pictures"])
+def test_a_signal_at_the_end_waits_for_what_is_saved_and_not_for_pictures(tmp_path, monkeypatch, capsys, whole, number, error, where):  # fmt: skip
+    original, drawn = folder.RunFolder.save_model, []
+
+    def saving(self, config, tensors, into=None):
+        if into == self.last:
+            signal.raise_signal(number)
+        original(self, config, tensors, into)
+
+    def drawing(*args):
+        if where == "pictures":
+            signal.raise_signal(number)
+        drawn.append(1)
+        return [], []
+
+    if where == "saving":
+        monkeypatch.setattr(folder.RunFolder, "save_model", saving)
+    monkeypatch.setattr("aezoo.pictures.draw_run", drawing)
+    with pytest.raises(error) as stopped:
+        run(tmp_path, progress=True)
+    assert (number == signal.SIGINT or stopped.value.code == 143) and not drawn
+    told = capsys.readouterr().out
+    assert "stopped at step 12; everything is saved. To go on:" in told and told.count("stopped at") == 1
+    assert_same_run(whole, tmp_path)
+    monkeypatch.undo()
+    run(tmp_path, resume=True)
+    assert_same_run(whole, tmp_path)
+
+
+def test_exit_codes_and_the_line_that_resumes(tmp_path):
+    code = """
+        import signal, sys
+        from aezoo.cli import main
+        from aezoo.train import loop
+        original = loop._Trainer.one_step
+        def interrupted(self, window):
+            if self.step == 3:
+                signal.raise_signal({number})
+            original(self, window)
+        loop._Trainer.one_step = interrupted
+        main(["train", "--model", "ae", "--data", "digits", "--data.limit", "64", "--train.device", "cpu", "--train.batch_size", "16",
+              "--train.out", {out!r}, "--train.epochs", "5"])
+    """
+    running = {}
+    for number in (signal.SIGTERM, signal.SIGINT):
+        text = textwrap.dedent(code).format(number=int(number), out=str(tmp_path / str(int(number))))
+        running[number] = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    for number, expected in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        said, errors = running[number].communicate()
+        assert running[number].returncode == expected, errors[-2000:]
+        assert f"To go on: aezoo train --resume {tmp_path / str(int(number))}" in said
+        assert state_of(tmp_path / str(int(number)))[0]["step"] == 4
 
 
 # ------------------------------------------------------------------------------------------------------ 7. out of memory

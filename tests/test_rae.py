@@ -168,3 +168,21 @@ def test_penalty_makes_the_decoder_smoother(images):
 def test_errors(bad, words):
     with pytest.raises(ValueError, match=words):
         model_of(**bad)
+
+
+@pytest.mark.parametrize(("penalty", "weight"), [("l2", 1e-6), ("gp", 1e-5), ("sn", 0.0)])
+def test_default_weights_go_with_the_likelihoods_scale(penalty, weight):
+    """A density is a sum over the 144 dims where a plain loss is a mean: |x - x^|^2 and |x - x^|^2 / 144 ask for weights of that ratio."""
+    plain, density = (
+        aezoo.create_model("rae", input_shape=(1, 12, 12), penalty=penalty, likelihood=likelihood)
+        for likelihood in ("mse", "gaussian(sigma=0.7071067811865476)")
+    )
+    assert plain.term_weights() == {"latent": 1e-4, "decoder": weight}
+    assert density.term_weights() == pytest.approx({"latent": 144e-4, "decoder": 144 * weight})
+    if penalty == "gp":  # so the totals are the same up to that factor and a constant
+        density.load_state_dict(plain.state_dict())
+        totals = []
+        for model in (plain, density):
+            torch.manual_seed(0)
+            totals.append([model.loss(x).total.detach() for x in (torch.zeros(3, 1, 12, 12), torch.ones(3, 1, 12, 12))])
+        assert torch.allclose(totals[1][1] - totals[1][0], 144 * (totals[0][1] - totals[0][0]), rtol=1e-4)

@@ -54,8 +54,8 @@ def test_run_folder(images, tmp_path, capsys):
     newest = {
         f"checkpoints/step-{s:09d}/{n}" for s in (0, 2) for n in ("state.safetensors", "state.json", "manifest.json")
     }
-    assert names == {".lock", "config.yaml", "config.json", "model.safetensors", "metrics.jsonl", "speed.jsonl", "last/config.json",
-                     "last/model.safetensors"} | pictures | newest  # fmt: skip
+    assert names == {".lock", "config.yaml", "config.json", "model.safetensors", "metrics.jsonl", "speed.jsonl", "checksums.json",
+                     "last/config.json", "last/model.safetensors", "last/checksums.json"} | pictures | newest  # fmt: skip
     said = capsys.readouterr().out
     assert (
         "device cpu (as asked)" in said
@@ -76,6 +76,70 @@ def test_going_on_for_longer(images, tmp_path):
     assert [r["loss"] for r in result.history] == [r["loss"] for r in whole.history]
     again = fit(model_of("ae"), images, epochs=4, out=tmp_path, resume=True).history
     assert [bare(row) for row in again] == [bare(row) for row in result.history]
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
+def test_another_length_under_a_schedule_is_said(images, tmp_path, monkeypatch, capsys, schedule):
+    monkeypatch.setattr("aezoo.pictures.draw_run", lambda *args: ([], []))
+    for epochs in (2, 2, 3):
+        fit(model_of("ae"), images, epochs=epochs, schedule=schedule, out=tmp_path, resume=True, progress=True)
+        said = f"schedule={schedule!r} was over 8 steps so far and is over 12 from here on" in capsys.readouterr().out
+        assert said == (epochs == 3 and schedule != "constant")
+
+
+class Counted(torch.utils.data.Dataset):
+    def __init__(self, x):
+        self.x, self.read = x, []
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        self.read.append(int(i))
+        return self.x[i]
+
+
+def test_going_on_reads_nothing_that_was_read(images, tmp_path, monkeypatch):
+    """To begin again costs the same at any step: no sample is drawn only to be passed over."""
+    monkeypatch.setattr("aezoo.pictures.draw_run", lambda *args: ([], []))
+    before, after = [], []
+    for stop in (4, 12):
+        out = tmp_path / str(stop)
+        whole = Counted(images[0])
+        fit(model_of("ae"), aezoo.load_data(whole, workers=0), steps=16, batch_size=4)
+        fit(model_of("ae"), aezoo.load_data(Counted(images[0]), workers=0), steps=stop, batch_size=4, out=out)
+        data, start = Counted(images[0]), []
+
+        class Begun(aezoo.Callback):
+            def on_start(self, run, data=data, start=start):
+                start.append(len(data.read))
+
+        fit(model_of("ae"), aezoo.load_data(data, workers=0), steps=16, batch_size=4, out=out, resume=True, callbacks=[Begun()])  # fmt: skip
+        before.append(start[0])
+        after.append(data.read[start[0] :][: 4 * (16 - stop)])
+        assert after[-1] == whole.read[start[0] + 4 * stop :][: 4 * (16 - stop)] and len(after[-1]) == 4 * (16 - stop)
+    assert before[0] == before[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [True, False])
+def test_compiled_and_not_go_on_from_each_other(images, tmp_path, first):
+    whole = fit(model_of("ae"), images, steps=8, log_every=2)
+    fit(model_of("ae"), images, steps=4, log_every=2, compile=first, out=tmp_path)
+    keys = set(state_of(tmp_path)[1])
+    result = fit(model_of("ae"), images, steps=8, log_every=2, compile=not first, out=tmp_path, resume=True)
+    assert set(state_of(tmp_path)[1]) == keys and {k[6:] for k in keys if k.startswith("model.")} == set(whole.model.state_dict())  # fmt: skip
+    assert [r["loss"] for r in result.history] == pytest.approx([r["loss"] for r in whole.history], rel=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("devices", [("cuda", "cpu"), ("cpu", "cuda")])
+def test_a_run_goes_on_on_another_device(images, tmp_path, devices):
+    whole = fit(model_of("ae"), images, steps=8, log_every=2, ema=0.9, precision="fp32")
+    for steps, device in zip((4, 8), devices):
+        result = fit(model_of("ae"), images, steps=steps, log_every=2, ema=0.9, precision="fp32", device=device, out=tmp_path, resume=True)  # fmt: skip
+    assert next(result.model.parameters()).device.type == devices[1]
+    assert [r["loss"] for r in result.history] == pytest.approx([r["loss"] for r in whole.history], rel=1e-3)
 
 
 def test_a_folder_with_a_run_is_not_overwritten(images, tmp_path):

@@ -361,3 +361,22 @@ def test_errors_name_the_value_and_what_is_allowed(name, more, said):
     with pytest.raises(ValueError) as error:
         build(name, **more)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize("backbone", ["linear", "mlp(widths=(16,))"])
+def test_the_weights_of_a_subclass_count_in_the_sparse_step(backbone):
+    """`loss` asks `term_weights`, whichever way it takes."""
+    from aezoo.models.sae import TopKSAE
+
+    class Heavy(TopKSAE):
+        def term_weights(self):
+            return {"recon": 3.0, "aux": 7.0}
+
+    Heavy.name = "heavy_sae"
+    torch.manual_seed(0)
+    model, x = Heavy((12,), 64, k=2, dead_after=8, backbone=backbone), torch.randn(5, 12)
+    for _ in range(3):  # until some latents are dead
+        loss = model.loss(x)
+    terms = loss.terms
+    assert torch.allclose(loss.total, 3 * terms["recon"] + (7 * terms["aux"] if "aux" in terms else 0))
+    assert ("aux" in terms and terms["aux"] > 0) == (backbone == "linear")

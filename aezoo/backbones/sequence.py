@@ -46,7 +46,7 @@ class Layout:
 
     def series(self, x: Tensor) -> Tensor:
         """(B, *input_shape) -> (B, T, C)."""
-        return x.movedim(1 + self.axis, 1).reshape(len(x), self.steps, self.channels)
+        return x.movedim(1 + self.axis, 1).reshape(x.shape[0], self.steps, self.channels)
 
     def params(self, y: Tensor) -> Tensor:
         """(B, T, P * C) -> (B, P, *input_shape)."""
@@ -160,8 +160,10 @@ class LSTMReader(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         length = mask.sum(1, keepdim=True)  # (B, 1)
-        x = _take(x, (~mask).byte().argsort(dim=1, stable=True))
-        steps = torch.arange(x.shape[1], device=x.device).expand(len(x), -1)
+        steps = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
+        x = _take(
+            x, torch.where(mask, steps, steps + x.shape[1]).argsort(1)
+        )  # no two keys are equal: any sort keeps the order
         mirror = torch.where(steps < length, length - 1 - steps, steps)  # its own inverse
         for i, ahead in enumerate(self.ahead):
             x = self.dropout(x) if i else x
@@ -187,7 +189,7 @@ class LSTMWriter(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, z: Tensor) -> Tensor:
-        start = self.start(z).view(len(z), 2, self.layers, self.width).permute(1, 2, 0, 3)  # (2, layers, B, W)
+        start = self.start(z).view(z.shape[0], 2, self.layers, self.width).permute(1, 2, 0, 3)  # (2, layers, B, W)
         x = z[:, None].expand(-1, self.steps, -1)
         for i, lstm in enumerate(self.lstms):
             x = self.dropout(x) if i else x

@@ -81,12 +81,12 @@ class Chain(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.before is not None:
-            x = x.reshape(len(x), *self.before)
+            x = x.reshape(x.shape[0], *self.before)
             x = (x + 1) / 2 if self.signed else x
         x = super().forward(x)
         if self.after is not None:
             x = 2 * x - 1 if self.signed else x
-            x = x.reshape(len(x), *self.after)
+            x = x.reshape(x.shape[0], *self.after)
         return x
 
 

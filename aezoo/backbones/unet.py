@@ -96,7 +96,7 @@ class Network(nn.Module):
                     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        h = x.reshape(len(x), self.channels, *self.size)
+        h = x.reshape(x.shape[0], self.channels, *self.size)
         skips = []
         for down, shrink in zip(self.down, self.shrink):
             h = down(h)
@@ -108,4 +108,4 @@ class Network(nn.Module):
             for axis, s in enumerate(skip.shape[2:], start=2):
                 h = h.narrow(axis, 0, s)  # odd sizes: what went down as (s + 1) / 2 comes up as s + 1
             h = up(torch.cat([skip, h], 1))
-        return self.last(h).reshape(len(x), *self.shape)
+        return self.last(h).reshape(x.shape[0], *self.shape)

@@ -35,7 +35,7 @@ class Layout(NamedTuple):
 
     def patchify(self, x: Tensor) -> Tensor:
         """(B, *input_shape), or (B, P, *input_shape) -> (B, N, C or P * C, prod(patch))."""
-        return fn.patchify(x.reshape(len(x), -1, *self.size), self.patch)
+        return fn.patchify(x.reshape(x.shape[0], -1, *self.size), self.patch)
 
 
 class Positions(nn.Module):
@@ -81,7 +81,7 @@ class PatchEncoder(nn.Module):
         h = self.features(self.tokens(x))
         if self.pool:
             return self.head(h.mean(1))
-        return self.head(h).transpose(1, 2).reshape(len(x), -1, *self.layout.grid)
+        return self.head(h).transpose(1, 2).reshape(x.shape[0], -1, *self.layout.grid)
 
 
 class PatchDecoder(nn.Module):
@@ -110,11 +110,11 @@ class PatchDecoder(nn.Module):
         """A token for each patch, (B, N, W), without its position -> (B, num_params, *input_shape)."""
         h = self.head(self.norm(self.blocks(self.positions(tokens))))
         patches = h.reshape(*h.shape[:2], -1, math.prod(self.layout.patch))  # (B, N, num_params * C, prod(patch))
-        return fn.unpatchify(patches, self.layout.patch, self.layout.size).reshape(len(tokens), *self.shape)
+        return fn.unpatchify(patches, self.layout.patch, self.layout.size).reshape(tokens.shape[0], *self.shape)
 
     def forward(self, z: Tensor) -> Tensor:
         if self.pool:
-            return self.data(self.embed(z).reshape(len(z), self.layout.num_patches, -1))
+            return self.data(self.embed(z).reshape(z.shape[0], self.layout.num_patches, -1))
         return self.data(self.embed(z.flatten(2).transpose(1, 2)))
 
 

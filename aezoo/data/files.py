@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import csv
+import lzma
 import os
+import struct
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import torch
@@ -156,9 +161,19 @@ def _npy(path: Path) -> tuple[Any, Any]:
     return np.load(path, allow_pickle=False, mmap_mode=None), None
 
 
+MOST_PACKED = 100  # times that an .npz may grow beyond `IN_MEMORY` when it is unpacked; no data but a hostile file's grows so much
+
+
 def _npz(path: Path) -> tuple[Any, Any]:
     import numpy as np
 
+    with zipfile.ZipFile(path) as z:
+        unpacked, packed = sum(part.file_size for part in z.infolist()), path.stat().st_size
+    if unpacked > max(IN_MEMORY, MOST_PACKED * packed):
+        raise ValueError(
+            f"{path} has {packed:,} bytes and would unpack to {unpacked:,}, more than {MOST_PACKED} times as many; if "
+            "that is right, save it as .npy"
+        )
     with np.load(path, allow_pickle=False) as f:
         return pick({k: f[k] for k in f.files}, path)
 
@@ -255,6 +270,10 @@ def load_shards(
     return arrays_source(rows.all(), rows.labels, binarize, description)
 
 
+# what zip, numpy and csv make of files that are no such file, or of one with a byte changed (RuntimeError: "is encrypted")
+DAMAGE = (EOFError, OSError, KeyError, UnicodeDecodeError, SyntaxError, TokenError, TypeError, RuntimeError, OverflowError,
+          struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError, csv.Error)  # fmt: skip
+
 READERS: dict[str, Callable[[Path], tuple[Any, Any]]] = {
     ".npy": _npy,
     ".npz": _npz,
@@ -277,7 +296,11 @@ def load_file(path: Path) -> tuple[Any, Any]:
         )
     try:
         return reader(path)
-    except (EOFError, OSError, KeyError, UnicodeDecodeError) as error:
+    except MemoryError:
+        raise ValueError(
+            f"{path} says that it holds more than fits into memory; it is damaged, or needs a larger machine"
+        ) from None
+    except DAMAGE as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     except ValueError as error:
         message = str(error)

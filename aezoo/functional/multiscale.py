@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .core import full
+from .images import K1, K2, SIGMA, WINDOW, gaussian_window
 
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, section 3.2; they add up to 1.0001
-SIGMA, K1, K2 = 1.5, 0.01, 0.03
 FLOOR = 1e-3  # a power below 1 has an infinite slope at 0, and none is defined below
 _CONV = (F.conv1d, F.conv2d, F.conv3d)
 _POOL = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
@@ -31,7 +31,7 @@ def _smooth(x: Tensor, weights: Tensor) -> Tensor:
     return x
 
 
-def ms_ssim_layout(size: Sequence[int], window: int = 11) -> tuple[int, int]:
+def ms_ssim_layout(size: Sequence[int], window: int = WINDOW) -> tuple[int, int]:
     """(edge of the window, number of scales) that `ms_ssim` takes for pictures of these sizes.
 
     The window is cut to the largest odd number that fits; of the five scales those are taken on which it still fits."""
@@ -40,7 +40,7 @@ def ms_ssim_layout(size: Sequence[int], window: int = 11) -> tuple[int, int]:
     return edge, min(len(SCALE_WEIGHTS), 1 + int(math.log2(min(size) / edge)))
 
 
-def ms_ssim(x: Tensor, y: Tensor, value_range: float = 1.0, window: int = 11) -> Tensor:
+def ms_ssim(x: Tensor, y: Tensor, value_range: float = 1.0, window: int = WINDOW) -> Tensor:
     """Multi-scale structural similarity, 1 for equal pictures: (B, C, *S) twice -> (B,), the mean over channels of
 
         l_M^w_M * prod_{j <= M} cs_j^w_j,   l = (2 mu_x mu_y + (0.01 L)^2) / (mu_x^2 + mu_y^2 + (0.01 L)^2),
@@ -60,8 +60,7 @@ def ms_ssim(x: Tensor, y: Tensor, value_range: float = 1.0, window: int = 11) ->
     batch, channels, *size = x.shape
     edge, scales = ms_ssim_layout(size, window)
     x, y = (full(t).reshape(batch * channels, 1, *size) for t in (x, y))
-    t = torch.arange(edge, dtype=x.dtype, device=x.device) - (edge - 1) / 2
-    weights = torch.softmax(-0.5 * (t / SIGMA).square(), 0)  # a Gaussian's values, which add up to 1
+    weights = gaussian_window(edge, SIGMA, x)
     c1, c2 = (K1 * value_range) ** 2, (K2 * value_range) ** 2
     share = sum(SCALE_WEIGHTS[:scales]) / sum(SCALE_WEIGHTS)
     log_similarity = x.new_zeros(len(x))

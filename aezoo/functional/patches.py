@@ -40,15 +40,15 @@ def patchify(x: Tensor, patch: Sequence[int]) -> Tensor:
     rank, grid = len(patch), [s // p for s, p in zip(x.shape[2:], patch)]
     x = x.reshape(*x.shape[:2], *(n for pair in zip(grid, patch) for n in pair))  # (B, C, g1, p1, g2, p2, ...)
     x = x.permute(0, *range(2, 2 + 2 * rank, 2), 1, *range(3, 3 + 2 * rank, 2))  # (B, g1, g2, ..., C, p1, p2, ...)
-    return x.reshape(len(x), math.prod(grid), x.shape[1 + rank], math.prod(patch))
+    return x.reshape(x.shape[0], math.prod(grid), x.shape[1 + rank], math.prod(patch))
 
 
 def unpatchify(patches: Tensor, patch: Sequence[int], size: Sequence[int]) -> Tensor:
     """(B, N, C, S) -> (B, C, *size): undoes `patchify`; what sticks out is cropped."""
     rank, grid = len(patch), patch_grid(size, patch)
-    x = patches.reshape(len(patches), *grid, patches.shape[2], *patch)
+    x = patches.reshape(patches.shape[0], *grid, patches.shape[2], *patch)
     x = x.permute(0, 1 + rank, *(n for i in range(rank) for n in (1 + i, 2 + rank + i)))  # (B, C, g1, p1, g2, p2, ...)
-    x = x.reshape(len(x), x.shape[1], *(g * p for g, p in zip(grid, patch)))
+    x = x.reshape(x.shape[0], x.shape[1], *(g * p for g, p in zip(grid, patch)))
     for axis, s in enumerate(size, start=2):
         x = x.narrow(axis, 0, s)
     return x

@@ -20,7 +20,8 @@ def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
     """argmin_k |z - e_k|^2, the first of equals: (T, C), (K, C) -> (T,). No gradient; |z|^2, equal for all k, is left out."""
     with torch.no_grad():
         squares = codebook.square().sum(1)
-        parts = z.split(max(1, AT_ONCE // len(codebook)))
+        whole = torch.compiler.is_exporting()  # a program for any number of vectors cannot say how many parts there are
+        parts = (z,) if whole else z.split(max(1, AT_ONCE // len(codebook)))
         return torch.cat([torch.addmm(squares, part, codebook.t(), alpha=-2).argmin(1) for part in parts])
 
 

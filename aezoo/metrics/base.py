@@ -259,8 +259,9 @@ class Subject:
         return self._in_blocks(n, PRIOR, lambda m: self.model.prior.sample(m, self.model.latent_shape, like).flatten(1))
 
     def model_samples(self, n: int, features: Callable[[Tensor], Tensor]) -> Tensor:
-        """Features of n new samples from the model, (n, K), on the CPU."""
-        return self._in_blocks(n, MODEL_SAMPLES, lambda m: features(self.model.sample(m)).cpu())
+        """Features of n new samples from the model, (n, K), on the CPU. Samples are cut to [0, 1] if the data lie there."""
+        low, high = (0.0, 1.0) if self.in_unit_range else (-math.inf, math.inf)
+        return self._in_blocks(n, MODEL_SAMPLES, lambda m: features(self.model.sample(m).clamp(low, high)).cpu())
 
     def _in_blocks(self, n: int, what: int, draw: Callable[[int], Tensor]) -> Tensor:
         parts = []

@@ -52,10 +52,12 @@ class BitsPerDim(Metric):
 class LogProb(Metric):
     """The log-likelihood by importance sampling, log 1/n sum_i w_i, with n = `log_prob` draws (5000).
 
-    In float64 (arXiv:1509.00519, eq. 8). A lower bound in expectation, which rises to log p(x) with n. How far it still has to rise is told by
+    In float64 (arXiv:1509.00519, eq. 8). A lower bound in expectation, which rises to log p(x) with n. How far it still has to
+    rise is told by
     - "log_prob_1", "log_prob_10", ...: the bound with so many draws, from the same draws in groups;
     - "log_prob_noise": how much the mean over the samples varies with the draws, its standard deviation by the delta method,
-      sqrt(sum_x (n sum w^2 / (sum w)^2 - 1) / n) / N, which is too small where few draws count; "log_prob_ess": (sum w)^2 / sum w^2, the draws that count, of n;
+      sqrt(sum_x (n sum w^2 / (sum w)^2 - 1) / n) / N, which is too small where few draws count;
+    - "log_prob_ess": (sum w)^2 / sum w^2, the draws that count, of n;
     - "log_prob_bits_per_dim" as "bits_per_dim".
     Holds 8 n bytes for each sample of a piece."""
 

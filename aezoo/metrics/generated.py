@@ -1,7 +1,8 @@
 """How close a model's samples come to the data: `frechet`, asked of what `model.sample` draws.
 
-The evaluated set is compared with `samples` draws (by default as many as it has) in the space of `features` ("pixels", "fashion", "inception" or
-a function, see `aezoo.metrics.features`). Figures compare with each other only where features and numbers of samples are the same.
+The evaluated set is compared with `samples` draws (by default as many as it has) in the space of `features` ("pixels", "fashion",
+"inception" or a function, see `aezoo.metrics.features`). Draws are cut to [0, 1] if the data lie there, as a picture's file would be.
+Figures compare with each other only where features and numbers of samples are the same.
 """
 
 from __future__ import annotations

@@ -47,9 +47,9 @@ class ActiveUnits(Metric):
 class MutualInformation(Metric):
     """I(x; z) = E_x KL(q(z|x) || q(z)) over the evaluated set, and "marginal_kl" = KL(q(z) || p(z)).
 
-    Their sum is the mean KL (Hoffman & Johnson 2016, "ELBO surgery"). One draw z_i ~ q(z|x_i) a sample and q(z) exactly, as the mixture of all N posteriors: log q(z_i|x_i) - log q(z_i). The set has N
-    members, so I is at most log N, which it says as its unit. Errors are those of the mean over the draws. Time and not memory
-    grow with N^2."""
+    Their sum is the mean KL (Hoffman & Johnson 2016, "ELBO surgery"). One draw z_i ~ q(z|x_i) a sample and q(z) exactly, as the
+    mixture of all N posteriors: log q(z_i|x_i) - log q(z_i). The set has N members, so I is at most log N, which it says as its unit.
+    Errors are those of the mean over the draws. Time and not memory grow with N^2."""
 
     unit = "nats"
     cheap = False

@@ -18,6 +18,7 @@ from .. import functional as fn
 from ..base import BaseAE, Code, Pass, Spec, count, number
 from ..critics import DataCritic, held, mlp_critic
 from ..registry import choice, register
+from ..wholebatch import batch_mean
 from .variational import VAE
 
 
@@ -167,11 +168,16 @@ class AdversarialAE(BaseAE):
         metrics = {"critic_accuracy": torch.stack(right).mean(0)}
         if self.num_classes and condition is not None:
             logits = fn.full(h[:, k:])
-            known = condition >= 0
+            known = (condition >= 0).float()
+            share = batch_mean(known)  # labelled ones of the whole batch: the term's mean is one over them
             cross = F.cross_entropy(logits, condition.clamp_min(0), reduction="none")
-            terms["classes"] = cross * known
-            hits = ((logits.argmax(1) == condition) & known).float()
-            metrics["accuracy"] = hits.sum() / known.sum().clamp_min(1)
+            terms["classes"] = cross * known / torch.where(share > 0, share, 1)
+            hits = batch_mean((logits.argmax(1) == condition) * known)
+            metrics |= {
+                "accuracy": hits / torch.where(share > 0, share, 1),
+                "accuracy.over": hits,
+                "accuracy.under": share,
+            }
         return Pass(params, z, terms, metrics)
 
     def term_weights(self) -> dict[str, float | Tensor]:

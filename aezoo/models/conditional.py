@@ -138,10 +138,10 @@ class CVAE(VAE):
         return params
 
     def hidden(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        return self.encoded(x, self.embed(condition, len(x)))
+        return self.encoded(x, self.embed(condition, x.shape[0]))
 
     def emit(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
-        return self.decoded(z, self.embed(condition, len(z)))
+        return self.decoded(z, self.embed(condition, z.shape[0]))
 
     def propagate(self, x: Tensor, target: Tensor | None = None, condition: Tensor | None = None) -> Pass:
         """As in `VAE`, with one and the same e, dropped or not, in encoder and decoder."""

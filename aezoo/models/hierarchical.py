@@ -45,7 +45,7 @@ class BottomUp(nn.Module):
         self.heads = nn.ModuleList(conv(b, 2 * latent_dim, 1) for b in widths[1:])
 
     def forward(self, x: Tensor) -> Tensor:
-        h = x.reshape(len(x), *self.shape)
+        h = x.reshape(x.shape[0], *self.shape)
         means, logvars = [], []
         for down, head in zip(self.down, self.heads):
             h = down(h)
@@ -100,13 +100,13 @@ class TopDown(nn.Module):
 
     def split(self, z: Tensor) -> list[Tensor]:
         """(B, sum of sizes) -> each layer's map."""
-        return [part.reshape(len(z), *m) for part, m in zip(z.split(self.lengths, 1), self.maps)]
+        return [part.reshape(z.shape[0], *m) for part, m in zip(z.split(self.lengths, 1), self.maps)]
 
     def forward(self, z: Tensor) -> Tensor:
         """(B, sum of sizes) -> (B, P, *input_shape)."""
         parts = self.split(z)
-        t = self.walk(len(z), lambda i, mu, logvar: parts[i], z)
-        return self.out(t).reshape(len(z), self.num_params, *self.input_shape)
+        t = self.walk(z.shape[0], lambda i, mu, logvar: parts[i], z)
+        return self.out(t).reshape(z.shape[0], self.num_params, *self.input_shape)
 
 
 class LayeredPrior(nn.Module):
@@ -126,7 +126,7 @@ class LayeredPrior(nn.Module):
             total.append(-fn.gaussian_nll(parts[i], mu, 0.5 * logvar))
             return parts[i]
 
-        self.decoder.walk(len(z), choose, z.to(self.decoder.top.dtype))
+        self.decoder.walk(z.shape[0], choose, z.to(self.decoder.top.dtype))
         return torch.stack(total).sum(0)
 
     def sample(self, n: int, shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -208,7 +208,7 @@ class LadderVAE(VAE):
             log_q.append(-fn.gaussian_nll(zs[i], mu, 0.5 * logvar))
             return zs[i]
 
-        self.decoder.walk(len(h), choose, h)
+        self.decoder.walk(h.shape[0], choose, h)
         layers = range(len(zs))
         z = torch.cat([zs[i].flatten(1) for i in layers], 1)
         return z, [kls[i] for i in layers], torch.stack(log_q).sum(0)

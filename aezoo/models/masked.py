@@ -100,7 +100,7 @@ class MaskedAE(BaseAE):
     def draw_mask(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Places of visible and of hidden patches for each sample, (B, V) and (B, M)."""
         noise = torch.rand(
-            len(x), self.encoder.layout.num_patches, device=x.device
+            x.shape[0], self.encoder.layout.num_patches, device=x.device
         )  # a row for each sample of the batch
         return fn.split_by_noise(noise, self.num_masked)
 
@@ -129,6 +129,6 @@ class MaskedAE(BaseAE):
         given = given.reshape(len(x), -1, *wanted.shape[1:])  # (B, P, C, M * S)
         with torch.no_grad():
             error = fn.per_sample_mean((fn.full(self.likelihood.mean(given)) - fn.full(wanted)).square())
-        blank = codes.new_zeros(len(x), self.encoder.layout.num_patches, self.latent_dim)
-        z = fn.put_rows(blank, visible, codes).transpose(1, 2).reshape(len(x), *self.latent_shape)
+        blank = codes.new_zeros(x.shape[0], self.encoder.layout.num_patches, self.latent_dim)
+        z = fn.put_rows(blank, visible, codes).transpose(1, 2).reshape(x.shape[0], *self.latent_shape)
         return Pass(params, z, {"recon": self.likelihood.nll(given, wanted)}, {"masked_mse": error})

@@ -50,8 +50,9 @@ class RAE(BaseAE):
 
     Args (beside those of `BaseAE`):
         penalty: see above.
-        beta: weight of the code's term; the default goes with the plain losses (a mean over dims).
-        weight: that of R, by default 1e-6 (l2) or 1e-5 (gp).
+        beta: weight of the code's term; by default 1e-4 with plain losses, which are means over the D dims, and D times that with
+            densities, which are sums.
+        weight: that of R, by default 1e-6 (l2) or 1e-5 (gp), and D times that with densities.
         probes: directions for "gp"; 0: the exact norm, at K times the cost of a decoder pass.
 
     Terms: "recon"; "latent" = |z|^2 / 2 summed over latents; "decoder" = R ("l2", "gp"). Plain `encode`, no random numbers but the
@@ -66,15 +67,17 @@ class RAE(BaseAE):
         latent_dim: int = 32,
         *,
         penalty: str = "l2",
-        beta: float = 1e-4,
+        beta: float | None = None,
         weight: float | None = None,
         probes: int = 1,
         **base: Any,
     ):
         super().__init__(input_shape, latent_dim, **base)
         self.penalty = choice("penalty", penalty, ["l2", "gp", "sn"])
+        scale = math.prod(self.input_shape) if self.likelihood.density else 1
+        beta = 1e-4 * scale if beta is None else beta
         self.beta = number("beta", beta, "a number of at least 0", lambda v: 0 <= v < math.inf)
-        weight = {"l2": 1e-6, "gp": 1e-5, "sn": 0.0}[penalty] if weight is None else weight
+        weight = {"l2": 1e-6, "gp": 1e-5, "sn": 0.0}[penalty] * scale if weight is None else weight
         self.weight = number("weight", weight, "a number of at least 0", lambda v: 0 <= v < math.inf)
         self.probes = int(number("probes", probes, "an integer of at least 0", lambda v: v >= 0 and v.is_integer()))
         if penalty == "sn":

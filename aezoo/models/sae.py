@@ -16,6 +16,7 @@ from .. import functional as fn
 from .. import sparse_ops
 from ..base import AELoss, AEOutput, Terms, count, positive
 from ..figures import shown
+from ..precision import Averaging
 from ..registry import register
 from ..wholebatch import batch_sum, whole_batch
 from .sae_dictionary import SAE, RowDecoder, RowEncoder
@@ -67,7 +68,9 @@ class LargestSAE(SAE):
         return int(aux_k)
 
     def term_weights(self) -> dict[str, float | Tensor]:
-        return {"aux": AUX} if self.aux_k else {}
+        """AuxK counts in training only: no dead latent takes part in what is judged, and a validation loss that rose with the first
+        of them would keep the weights before."""
+        return {"aux": AUX if self.training else 0.0} if self.aux_k else {}
 
     def after_step(self) -> None:
         if self.normalize_decoder and isinstance(self.decoder, RowDecoder):
@@ -195,7 +198,7 @@ class TopKSAE(LargestSAE):
 
 
 @register("batch_topk_sae")
-class BatchTopKSAE(LargestSAE):
+class BatchTopKSAE(Averaging, LargestSAE):
     """BatchTopK sparse autoencoder: f = relu(W_enc (x - b_dec) + b_enc); in training the B k largest of the whole batch's B K
     activations are kept, so that a sample uses as many latents as it needs, k on average.
 
@@ -212,6 +215,7 @@ class BatchTopKSAE(LargestSAE):
 
     paper = "arXiv:2412.06410"
     MOMENTUM = 0.99
+    averages = ("tau", "tau_weight")
     tau: Tensor
     tau_weight: Tensor
 
@@ -287,12 +291,12 @@ class MatryoshkaSAE(BatchTopKSAE):
         if not isinstance(self.decoder, RowDecoder):
             place = torch.arange(self.latent_dim, device=z.device)
             return [self.emit(z * (place < m)) for m in ends]
-        so_far, rows = self.decoder.bias.expand(len(z), -1), self.decoder.rows
+        so_far, rows = self.decoder.bias.expand(z.shape[0], -1), self.decoder.rows
         outputs = [so_far]
         for start, end in zip(ends, ends[1:]):
             so_far = so_far + z[:, start:end] @ rows[start:end]
             outputs.append(so_far)
-        return [o.reshape(len(z), *self.decoder.shape) for o in outputs]
+        return [o.reshape(z.shape[0], *self.decoder.shape) for o in outputs]
 
     def score(self, params: Tensor, z: Tensor, goal: Tensor) -> Terms:
         terms = super().score(params, z, goal)

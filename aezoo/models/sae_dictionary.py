@@ -43,7 +43,7 @@ class RowDecoder(nn.Module):
         return fn.across_rows(self.weight) if self.across else self.weight
 
     def forward(self, z: Tensor) -> Tensor:
-        return torch.addmm(self.bias, z, self.rows).view(len(z), *self.shape)
+        return torch.addmm(self.bias, z, self.rows).view(z.shape[0], *self.shape)
 
     def sparse(self, code: sparse_ops.SparseCode) -> Tensor:
         """The same from a sparse code."""

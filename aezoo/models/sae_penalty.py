@@ -97,8 +97,9 @@ class JumpReLUSAE(PenalisedSAE):
         bandwidth: eps. Too narrow, and no sample of a batch moves a threshold.
         threshold: theta at the start.
         dead_after: samples of training without a positive value after which a latent counts as dead.
+        normalize_decoder: decoder rows stay unit vectors, and their gradients have no part along them.
 
-    Thresholds, jump and penalty are computed in float32. Decoder rows are unit vectors, and their gradients have no part along them.
+    Thresholds, jump and penalty are computed in float32.
     Terms: "recon"; "sparsity", the number of latents above their threshold. Metrics: "l0", "dead", "fvu"."""
 
     paper = "arXiv:2407.14435"
@@ -114,13 +115,15 @@ class JumpReLUSAE(PenalisedSAE):
         warmup: int = 0,
         bandwidth: float = 0.1,
         threshold: float = 0.1,
+        normalize_decoder: bool = True,
         **base: Any,
     ):
         super().__init__(input_shape, latent_dim, weight=weight, warmup=warmup, **base)
         self.bandwidth = number("bandwidth", bandwidth, "a number above 0", lambda v: 0 < v < math.inf)
         start = number("threshold", threshold, "a number of at least 0", lambda v: 0 <= v < math.inf)
         self.threshold = nn.Parameter(torch.full((self.latent_dim,), start))
-        self.project_rows()
+        if normalize_decoder:
+            self.project_rows()
 
     def bottleneck(self, h: Tensor, sample: bool) -> tuple[Tensor, Terms]:
         f = fn.jump_relu(h, self.threshold, self.bandwidth)
@@ -150,18 +153,21 @@ class GatedSAE(PenalisedSAE):
         weight: lambda; default 1/D with plain losses, 1 with densities. The paper's, beside a sum over dims, divided by D.
         warmup: optimiser steps over which lambda rises linearly from 0.
         dead_after: samples of training without a positive value after which a latent counts as dead.
+        normalize_decoder: decoder rows stay unit vectors, and their gradients have no part along them.
 
-    Decoder rows are unit vectors, and their gradients have no part along them. Terms: "recon"; "sparsity", sum_i relu(gate_i) per
-    sample; "aux", in the unit of "recon". Metrics: "l0", "dead", "fvu"."""
+    Terms: "recon"; "sparsity", sum_i relu(gate_i) per sample; "aux", in the unit of "recon". Metrics: "l0", "dead", "fvu"."""
 
     paper = "arXiv:2404.16014"
     backbones = ("linear",)
 
-    def __init__(self, input_shape: Sequence[int], latent_dim: int = 1024, **base: Any):
+    def __init__(
+        self, input_shape: Sequence[int], latent_dim: int = 1024, *, normalize_decoder: bool = True, **base: Any
+    ):
         super().__init__(input_shape, latent_dim, **base)
         self.log_scale = nn.Parameter(torch.zeros(self.latent_dim))  # r
         self.magnitude_bias = nn.Parameter(torch.zeros(self.latent_dim))
-        self.project_rows()
+        if normalize_decoder:
+            self.project_rows()
 
     def hidden(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """W_gate x: the one product. What b_dec takes from it is the same for all samples."""

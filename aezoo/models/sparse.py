@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import functional as fn
 from ..base import BaseAE, Code, Spec, Terms, count, number, positive
+from ..precision import Averaging
 from ..registry import choice, register
 from ..wholebatch import batch_mean, whole_batch
 
@@ -21,7 +22,7 @@ ALIVE = 0.1  # added before the ReLU, so that no latent starts dead; the encoder
 
 
 @register("sparse_ae")
-class SparseAE(BaseAE):
+class SparseAE(Averaging, BaseAE):
     """Sparse autoencoder: loss(x, x^) + weight * penalty(z).
 
     - penalty="l1": ReLU code, sum_j |z_j| per sample ("sparsity" in the terms).
@@ -33,12 +34,13 @@ class SparseAE(BaseAE):
     Deviations: no decay of the weights, which the notes add to the cost (`weight_decay=` of `fit`); any backbone, where the notes have
     one hidden layer; with "l1", 0.1 is added before the ReLU, so that no latent starts dead (the bias can undo it).
 
-    Args (beside those of `BaseAE`): `penalty`; `weight`, lambda, default 1e-4 (l1) or 1e-3 (kl) with the plain losses' scale
-    (a mean over dims beside a sum over latents); `rho`, wanted mean activation, default 0.05."""
+    Args (beside those of `BaseAE`): `penalty`; `weight`, lambda, default 1e-4 (l1) or 1e-3 (kl) with plain losses, which are means over
+    the D dims, and D times that with densities, which are sums; `rho`, wanted mean activation, default 0.05."""
 
     paper = "Ng 2011 (CS294A notes)"
     weight_keywords = ("weight",)
     MOMENTUM = 0.99
+    averages = ("activity", "activity_weight")
     activity: Tensor
     activity_weight: Tensor
 
@@ -54,7 +56,8 @@ class SparseAE(BaseAE):
     ):
         super().__init__(input_shape, latent_dim, **base)
         self.penalty = choice("penalty", penalty, ["l1", "kl"])
-        weight = {"l1": 1e-4, "kl": 1e-3}[penalty] if weight is None else weight
+        if weight is None:
+            weight = {"l1": 1e-4, "kl": 1e-3}[penalty] * (math.prod(self.input_shape) if self.likelihood.density else 1)
         self.weight = number("weight", weight, "a number of at least 0", lambda v: 0 <= v < math.inf)
         self.rho = number("rho", rho, "a number between 0 and 1", lambda v: 0 < v < 1)
         self.sparse_code = penalty == "l1"  # a sigmoid is never 0

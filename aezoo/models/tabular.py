@@ -133,9 +133,9 @@ class Mixed(Likelihood):
         """(B, P, F) -> (B, G, M), -inf beyond a column's own classes."""
         given = fn.full(params[:, 0, len(self.numeric) :])
         padded = torch.full(
-            (len(given), len(self.classed) * self.width), -math.inf, dtype=given.dtype, device=given.device
+            (given.shape[0], len(self.classed) * self.width), -math.inf, dtype=given.dtype, device=given.device
         )
-        return padded.index_copy(1, self.slots, given).view(len(given), len(self.classed), self.width)
+        return padded.index_copy(1, self.slots, given).view(given.shape[0], len(self.classed), self.width)
 
     # ------------------------------------------------------------------------------------------------------- likelihood
 
@@ -160,7 +160,7 @@ class Mixed(Likelihood):
         if self.scaled:
             numbers = numbers * self.spread + self.centre
         together = torch.cat([numbers, classes.to(numbers.dtype)], 1)
-        return together[:, self.place].view(len(together), *self.shape)
+        return together[:, self.place].view(together.shape[0], *self.shape)
 
     def mean(self, params: Tensor) -> Tensor:
         """(B, P, F) -> (B, *shape): expected numbers and the most probable classes."""

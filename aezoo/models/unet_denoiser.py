@@ -78,10 +78,10 @@ class UNetDenoiser(BaseAE):
         return self.input_shape if p == 1 else (p, *self.input_shape)
 
     def hidden(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        return self.encoder(x).reshape(len(x), *self.latent_shape)
+        return self.encoder(x).reshape(x.shape[0], *self.latent_shape)
 
     def emit(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
-        return z.reshape(len(z), -1, *self.input_shape)
+        return z.reshape(z.shape[0], -1, *self.input_shape)
 
     def propagate(self, x: Tensor, target: Tensor | None = None, condition: Tensor | None = None) -> Pass:
         out = super().propagate(x, target, condition)

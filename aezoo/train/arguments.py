@@ -29,6 +29,10 @@ def check_arguments(asked: dict[str, Any], model: BaseAE) -> None:
                  "log_every", "overfit_batches"):  # fmt: skip
         if asked[name] is not None and not (name == "batch_size" and asked[name] == "auto"):
             positive(name, asked[name])
+    if asked["keep"] < 2:
+        raise ValueError(
+            f"keep={asked['keep']} must be at least 2: should the newest checkpoint be damaged, the one before it counts"
+        )
     if asked["epochs"] is not None and asked["steps"] is not None:
         raise ValueError(f"epochs={asked['epochs']} and steps={asked['steps']} were both given; pass one of them")
     choice("schedule", asked["schedule"], SCHEDULES)

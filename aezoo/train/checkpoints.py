@@ -11,6 +11,7 @@ not at all. The newest `keep` stay; one that is damaged nevertheless is passed o
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from ..storage import read_json, read_tensors, sha256, sync, write_json, write_t
 
 FORMAT = 2
 FILES = ("state.safetensors", "state.json")
+NAME = re.compile(r"step-(\d+)(-again)*")
+KEYS = ("step", "stage", "row_due", "used_lr", "fixed", "precision", "hardware", "model", "optimizer", "rows", "best_row", "top",
+        "stale", "patience_best", "plateau", "interval", "guard")  # fmt: skip
 
 
 class Checkpoints:
@@ -32,16 +36,19 @@ class Checkpoints:
     def paths(self) -> list[Path]:
         if not self.folder.is_dir():
             return []
-        return sorted(p for p in self.folder.iterdir() if p.name.startswith("step-") and p.is_dir())
+        there = (p for p in self.folder.iterdir() if NAME.fullmatch(p.name) and p.is_dir() and not p.is_symlink())
+        return sorted(there, key=lambda p: (int(NAME.fullmatch(p.name)[1]), p.name))  # type: ignore[index]
 
     def newest_step(self) -> int:
         """The step that the newest checkpoint's name says; -1 if there is none."""
         paths = self.paths()
-        return int(paths[-1].name.split("-")[1]) if paths else -1
+        return int(NAME.fullmatch(paths[-1].name)[1]) if paths else -1  # type: ignore[index]
 
     def write(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
         """Raises OSError if the disk is full or gone; what was there before is untouched then."""
-        self.folder.mkdir(exist_ok=True)
+        if not self.folder.is_dir():
+            self.folder.mkdir()
+            sync(self.folder.parent)
         for left in self.folder.glob(".*"):  # of a process that was killed while writing
             shutil.rmtree(left, ignore_errors=True)
         path = self.folder / f"step-{step:09d}"
@@ -80,7 +87,10 @@ class Checkpoints:
                 continue
             for damaged in said:
                 name = damaged.split()[1]
-                os.replace(self.folder / name, self.folder / f"damaged-{name}")
+                aside = self.folder / f"damaged-{name}"
+                while aside.exists():
+                    aside = aside.with_name(f"{aside.name}-again")
+                os.rename(self.folder / name, aside)
             return state, tensors, said
         if said:
             raise ValueError(f"no intact checkpoint in {self.folder}: {'; '.join(said)}")
@@ -89,6 +99,8 @@ class Checkpoints:
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """One checkpoint, checked against its manifest. Raises ValueError for what is missing, damaged, foreign or a link."""
+    if path.is_symlink():
+        raise ValueError("it is a symbolic link")
     for name in (*FILES, "manifest.json"):
         if (path / name).is_symlink():
             raise ValueError(f"{name} is a symbolic link")
@@ -104,10 +116,20 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(f"manifest.json has format {found!r}; this version reads {FORMAT}")
     for name in FILES:
         listed, file = manifest["files"].get(name), path / name
-        if not isinstance(listed, dict):
-            raise ValueError(f"manifest.json does not list {name}")
-        if file.stat().st_size != listed.get("bytes"):
-            raise ValueError(f"{name} has {file.stat().st_size:,} bytes instead of {listed.get('bytes'):,}")
-        if sha256(file) != listed.get("sha256"):
+        if (
+            not isinstance(listed, dict)
+            or type(listed.get("bytes")) is not int
+            or not isinstance(listed.get("sha256"), str)
+        ):
+            raise ValueError(f"manifest.json does not list {name} with its bytes and its sha256")
+        if file.stat().st_size != listed["bytes"]:
+            raise ValueError(f"{name} has {file.stat().st_size:,} bytes instead of {listed['bytes']:,}")
+        if sha256(file) != listed["sha256"]:
             raise ValueError(f"{name} is not what was written: its sha256 differs")
-    return read_json(path / FILES[1]), read_tensors(path / FILES[0])[0]
+    state = read_json(path / FILES[1])
+    missing = [k for k in KEYS if k not in state] if isinstance(state, dict) else list(KEYS)
+    if missing:
+        raise ValueError(f"{FILES[1]} lacks {', '.join(missing)}")
+    if state["step"] != manifest.get("step"):
+        raise ValueError(f"manifest.json is of step {manifest.get('step')!r}, {FILES[1]} of step {state['step']!r}")
+    return state, read_tensors(path / FILES[0])[0]

@@ -35,6 +35,7 @@ def finish(t: _Trainer, seconds: float) -> FitResult:
             last, best = t.whole(t.weights_now()), t.whole(t.best_weights or t.weights_now())
             with t.world.together():
                 if t.world.main:
+                    t.run.append()  # what waits
                     t.run.save_model(t.model.saved_config(), last, t.run.last)
                     t.run.save_model(t.model.saved_config(), best)
         except OSError as error:
@@ -49,6 +50,7 @@ def finish(t: _Trainer, seconds: float) -> FitResult:
     t.model.eval()
     if failed is not None:
         raise failed
+    t.interrupts.at_once()
     speeds = sorted(row["samples_per_s"] for row in t.rows if "samples_per_s" in row) or [0.0]
     result = FitResult(
         t.model,

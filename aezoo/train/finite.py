@@ -84,6 +84,32 @@ class Guard:
         return False
 
 
+class Kept:
+    """A model's buffers as they were before a step: put back, on the device, if the step was bad.
+
+    One that no forward pass changes costs no kernel. Whether one was changed says its version, which torch counts, but not for
+    running means: batch norm moves these without a word."""
+
+    def __init__(self, model: nn.Module):
+        self.buffers = dict(model.named_buffers())
+        self.moved = {name for name in self.buffers if name.rpartition(".")[2].startswith("running_")}
+        self.copies: dict[str, Tensor] = {}
+        self.versions: dict[str, int] = {}
+
+    def keep(self) -> None:
+        """Before the step."""
+        for name, b in self.buffers.items():
+            if name in self.moved or self.versions.get(name) != b._version:
+                self.copies[name], self.versions[name] = b.clone(), b._version
+
+    def put_back(self, bad: Tensor) -> None:
+        """After the step: what was kept, where `bad` is 1."""
+        for name, b in self.buffers.items():
+            if name in self.moved or self.versions[name] != b._version:
+                self.moved.add(name)
+                torch.where(bad > 0, self.copies[name], b, out=b)
+
+
 def _everything(t: _Trainer) -> dict[str, Tensor]:
     tensors = {f"model.{k}": v for k, v in t.held.state_dict().items()}
     tensors |= {f"optimizer.{k}": v for k, v in optimizer_tensors(t.optimizer)[0].items()}
@@ -117,6 +143,7 @@ def _again(t: _Trainer, bad: int) -> tuple[dict[str, float], list[tuple[str, flo
         return hook
 
     layers = [(n, m) for n, m in t.model.named_modules() if n and not list(m.children())]
+    kept = [(b, b.clone()) for b in t.model.buffers()]  # running means, which this pass must not spoil
     hooks = [m.register_forward_hook(watch(n)) for n, m in layers]
     try:
         window = next(t.windows((bad - 1) // t.per_epoch, (bad - 1) % t.per_epoch, at=bad - 1), [])
@@ -136,5 +163,8 @@ def _again(t: _Trainer, bad: int) -> tuple[dict[str, float], list[tuple[str, flo
     finally:
         for hook in hooks:
             hook.remove()
+        with torch.no_grad():
+            for b, before in kept:
+                b.copy_(before)
     order = sorted(seen.items(), key=lambda kv: -math.inf if torch.isnan(kv[1]) else -float(kv[1]))
     return values, [(name, float(value)) for name, value in order[:3]]

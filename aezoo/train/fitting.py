@@ -97,7 +97,7 @@ def fit(
         nonfinite: what follows a loss or gradient that is not finite, with which no step is ever taken: "raise", "skip" (pass over
             that step), "rollback" (back to the weights of the last row, on behind that batch).
         checkpoint_every: steps between checkpoints; by default at rows of the history, at most every 30 s, and at the end.
-        keep: newest checkpoints that stay. top_k: best models by validation loss that stay in top/ (1: the best, at the top).
+        keep: newest checkpoints that stay, at least 2. top_k: best models by validation loss that stay in top/ (1: the best, at the top).
         log_every: steps between rows of the history, beside those at epoch ends.
         logger: "tensorboard", "wandb", or both; metrics.jsonl is always written.
         max_time: stop after that long, saved and ready to go on: seconds, or "1h30m", "45s".

@@ -126,12 +126,11 @@ class _Record:
         t = self.t
         for i in range(self.n):
             x = t.source.take(self.index[i], t.device, t.dtype)  # type: ignore[attr-defined]
-            kept = [b.clone() for b in t.buffers]
+            t.kept.keep()
             values = t.compute(t.hardware.place(x), 1.0, True)
             t.update.step(values.total, self.factors[i])
             t.interval.count(values.named, t.batch_size, t.update.bad)
-            for b, k in zip(t.buffers, kept):
-                torch.where(t.update.bad > 0, k, b, out=b)
+            t.kept.put_back(t.update.bad)
             t.model.after_step()
             if t.average is not None:
                 t.average.move(self.averages[i])

@@ -13,7 +13,7 @@ class Stopped(Exception):
 
 
 class Interrupts:
-    """Inside the block the first signal is only noted, in `signal`; a second Ctrl-C interrupts at once.
+    """Inside the block the first signal is only noted, in `signal`, until `at_once`; a second Ctrl-C interrupts at once.
 
     `several`: processes under torchrun, which passes every signal on: each comes twice, and once more when the first process has
     left. There a Ctrl-C within 2 seconds is the same one, and after a signal the handlers stay, so that none cuts the end short."""
@@ -21,6 +21,7 @@ class Interrupts:
     def __init__(self, several: bool = False) -> None:
         self.several = several
         self.signal = 0
+        self.waits = True
         self.since = 0.0
         self.before: dict[int, Any] = {}
 
@@ -36,6 +37,14 @@ class Interrupts:
             raise KeyboardInterrupt
         if not self.signal:
             self.signal, self.since = number, now
+            if not self.waits:
+                self.leave(number)
+
+    def at_once(self) -> None:
+        """Everything is saved: the signal that came, or the first that comes, ends the run where it is."""
+        self.waits = False
+        if self.signal:
+            self.leave(self.signal)
 
     def leave(self, number: int) -> None:
         """Raises KeyboardInterrupt for Ctrl-C, SystemExit(143) for SIGTERM."""

@@ -59,7 +59,7 @@ class _Trainer(Setup):
                     saved = self.run.checkpoints.newest()
                 if turn and saved is not None:
                     for damaged in saved[2]:
-                        self.bar.say(f"note: {damaged}")
+                        self.bar.warn(damaged)
                     run_state.check(self, saved[0])
                     self.step = saved[0]["step"]
                     self.saved_at = (self.step, saved[0]["row_due"])
@@ -77,6 +77,11 @@ class _Trainer(Setup):
             self.held = self.shards = Shards(self.model, self.world)
             self.loss = self.shards.module
             self.stages = self.model.stages()  # of the parameters that there are now
+        tensors = self.held.state_dict().items()
+        trained = dict(self.held.named_parameters())
+        self.unbounded = {
+            k for k, v in tensors if k not in trained and v.is_floating_point() and not bool(v.isfinite().all())
+        }
         self.enter_stage(saved[0]["stage"] if saved is not None else self.stage_at(0))
         self.start_interval()
         self.used_lr = self.lr()  # of the newest step
@@ -125,32 +130,36 @@ class _Trainer(Setup):
         if self.world.main:
             self.bar.start(self)
         recompute = recomputing(self.model) if self.asked["recompute"] else contextlib.nullcontext()
-        with (
-            contextlib.closing(self.bar),
-            Interrupts(self.world.size > 1) as self.interrupts,
-            self.hardware.applied(),
-            self.model.reporting_parts(),
-            recompute,
-        ):
-            self.hooks.call("on_start", self)
-            try:
-                while self.stopped == "finished" and self.step < self.total and not self.converged():
-                    self.epoch()
-            except Stopped:
-                if self.run is not None:
-                    self.save(must=True)
-            except Exception as error:
-                if not out_of_memory(error):
-                    raise
-                self.model.zero_grad(set_to_none=True)
-                raise MemoryError(too_large(self)) from None
+        with contextlib.closing(self.bar), Interrupts(self.world.size > 1) as self.interrupts:
+            with self.hardware.applied(), self.model.reporting_parts(), recompute:
+                self.steps()
             if self.stopped == "signal":
-                self.bar.close()
                 self.bar.interrupted(self)
                 self.interrupts.leave(self.signal)
-        if self.stopped == "finished" and self.step < self.total:
-            self.stopped = "converged"
-        return finish(self, time.perf_counter() - began)
+            if self.stopped == "finished" and self.step < self.total:
+                self.stopped = "converged"
+            self.bar.close()
+            try:
+                return finish(self, time.perf_counter() - began)
+            except (KeyboardInterrupt, SystemExit):
+                if not self.interrupts.waits:
+                    self.bar.interrupted(self)
+                raise
+
+    def steps(self) -> None:
+        """All steps that are left. Stopped early, the run is saved; `stopped` says why."""
+        self.hooks.call("on_start", self)
+        try:
+            while self.stopped == "finished" and self.step < self.total and not self.converged():
+                self.epoch()
+        except Stopped:
+            if self.run is not None:
+                self.save(must=True)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            self.model.zero_grad(set_to_none=True)
+            raise MemoryError(too_large(self)) from None
 
     def epoch(self) -> None:
         """The steps up to the end of the epoch or of the stage, and the rows that fall due."""
@@ -198,7 +207,13 @@ class _Trainer(Setup):
             self.judge(row)
         self.guard.begin(self)
         if self.run is not None and self.world.main:
-            self.run.append(row)
+            try:
+                self.run.append(row)
+            except OSError as error:
+                self.bar.warn(
+                    f"the row of step {self.step:,} could not be written in {self.run.path}: {error.strerror or error}; it is "
+                    "written with the next one"
+                )
         every, now = self.asked["checkpoint_every"], time.perf_counter()
         late = not every and self.world.agree(now - self.last_save > SAVE_SECONDS)
         if self.run is not None and (due or late):
@@ -273,7 +288,8 @@ class _Trainer(Setup):
         self.used_lr = self.lr()
         set_lr(self.optimizer, self.used_lr / self.asked["lr"])
         samples = sum(piece.total for piece in window)
-        kept = [] if self.compute.whole else [b.clone() for b in self.buffers]
+        if not self.compute.whole:
+            self.kept.keep()
         seen = []
         for i, piece in enumerate(window):
             rows = self.world.rows(piece.total)
@@ -285,8 +301,8 @@ class _Trainer(Setup):
         self.update.step(total, gradients=seen[-1][0].gradients)
         for values, n in seen:
             self.interval.count(values.named, n, self.update.bad)
-        for b, k in zip(self.buffers, kept):
-            torch.where(self.update.bad > 0, k, b, out=b)
+        if not self.compute.whole:
+            self.kept.put_back(self.update.bad)
         self.interval.samples += samples
         self.interval.timed += samples
         self.model.after_step()
@@ -315,11 +331,15 @@ class _Trainer(Setup):
         self.interval = Interval(self.device, self.world, skip=self.asked["nonfinite"] != "raise")
 
     def check_finite(self, means: dict[str, float]) -> None:
-        """Raises FloatingPointError if a mean or a weight is not finite. Waits for the device."""
-        weights = torch.stack([p.detach().isfinite().all() for p in self.held.parameters()]).all()
-        if not self.world.agree(not (all(math.isfinite(v) for v in means.values()) and bool(weights))):
+        """Raises FloatingPointError if a mean, a weight or a buffer (that was finite at the start) is not finite. Waits for the device."""
+        kept = {k: v for k, v in self.held.state_dict().items() if v.is_floating_point() and k not in self.unbounded}
+        sound = torch.stack([v.isfinite().all() for v in kept.values()])
+        if not self.world.agree(not (all(math.isfinite(v) for v in means.values()) and bool(sound.all()))):
             return
-        values = ", ".join(f"{k} {v:g}" for k, v in means.items() if not math.isfinite(v)) or "the weights"
+        values = ", ".join(f"{k} {v:g}" for k, v in means.items() if not math.isfinite(v))
+        if not values:
+            names = [k for k, fine in zip(kept, sound.tolist()) if not fine]
+            values = f"the weights ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
         raise FloatingPointError(
             f"not finite in epoch {max(0, self.step - 1) // self.per_epoch + 1} (up to step {self.step}): {values}. "
             f"Lower lr={self.asked['lr']:g}, set clip=1.0, or scale the data; what was saved before stays"
@@ -382,11 +402,24 @@ class _Trainer(Setup):
             self.hooks.call("on_best", self, row)
         most = self.asked["top_k"]
         if self.run is not None and most > 1:
-            self.top = sorted([*self.top, (loss, self.step)])[:most]
-            if any(step == self.step for _, step in self.top):
-                weights = self.whole(self.weights_now())
-                if self.world.main:
-                    self.run.keep_top(self.top, self.model.saved_config(), weights)
+            top = sorted([*self.top, (loss, self.step)])[:most]
+            if any(step == self.step for _, step in top) and self._keep_top(top):
+                self.top = top
+
+    def _keep_top(self, top: list[tuple[float, int]]) -> bool:
+        """Saves the model of this step as one of the best; False, and the others stay, if there is no room."""
+        assert self.run is not None
+        weights, full = self.whole(self.weights_now()), 0
+        if self.world.main:
+            try:
+                self.run.keep_top(top, self.model.saved_config(), weights)
+            except OSError as error:
+                full = 1
+                self.bar.warn(
+                    f"the model of step {self.step:,} could not be saved in {self.run.path / 'top'}: "
+                    f"{error.strerror or error}; those before it stay, and the run goes on"
+                )
+        return not self.world.agree(full)
 
     def weights_now(self) -> dict[str, Tensor]:
         """The state dict, with the averaged weights where there is an average; this process's rows where weights are cut."""
@@ -424,7 +457,7 @@ class _Trainer(Setup):
             why = f"step {self.step:,} could not be saved in {self.run.path}: {error.strerror or error}"
             if must:
                 raise OSError(f"{why}; the checkpoints before it are untouched") from error
-            self.bar.say(f"note: {why}; the checkpoints before it are untouched, and the run goes on")
+            self.bar.warn(f"{why}; the checkpoints before it are untouched, and the run goes on")
             return
         self.saved_at = (self.step, self.row_due)
         self.hooks.call("on_save", self, path)

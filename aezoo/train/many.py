@@ -42,6 +42,7 @@ def fit_many(
     out: str | Path | Sequence[str | Path] | None = None,
     progress: bool = True,
     on_row: Callable[[int, dict[str, Any]], Any] | None = None,
+    on_end: Callable[[int, FitResult], Any] | None = None,
     **settings: Any,
 ) -> list[FitResult]:
     """Trains several models, in place, and returns a `FitResult` for each: what `fit` would return, to float tolerance.
@@ -59,10 +60,12 @@ def fit_many(
             together are runs that set no others than epochs, steps, batch_size, optimizer ("adam", "adamw", "sgd"), schedule,
             warmup, val, patience, min_change, clip, ema, log_every, device, precision, deterministic. There is no resume.
         diverged: what follows a loss that is not finite: "raise", or "leave": that model keeps the weights of its last row (its
-            `stopped` is "not finite"), and the others go on.
+            `stopped` is "not finite"), and the others go on. Of runs computed together this is looked at when a row falls due:
+            until then that model's steps go on, and are all undone; `log_every` brings rows, and so the look, closer.
         out: a folder, in which each run gets one (0, 1, ...), or one folder for each model. A run folder holds config.yaml,
             metrics.jsonl and the best weights for `from_pretrained`; no checkpoints and no pictures of runs computed together.
-        progress: notes, and a bar over all steps. on_row: called with (number of the model, newest row of its history).
+        progress: notes, and a bar over all steps. on_row: called with (number of the model, newest row of its history). on_end:
+            called with (number of the model, its result) as soon as it is there.
 
     Raises ValueError or TypeError for what does not fit, before the first step; FloatingPointError with diverged="raise"."""
     models = list(models)
@@ -94,13 +97,17 @@ def fit_many(
                         )
                         for i, result in zip(group, run.train(_numbered(on_row, group))):
                             results[i] = result
+                            if on_end is not None:
+                                on_end(i, result)
             except Unbatchable as error:
                 why = str(error)
             if why:
                 bar.say(f"note: {len(group)} models {chosen[0].name} are trained one after the other: {why}")
         if why:
             for i in group:
-                results[i] = _alone(models[i], data, each[i], folders[i], diverged, on_row, i)
+                results[i] = result = _alone(models[i], data, each[i], folders[i], diverged, on_row, i)
+                if on_end is not None:
+                    on_end(i, result)
     return [r for r in results if r is not None]
 
 

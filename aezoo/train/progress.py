@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,6 +55,13 @@ class Progress:
                 self.bar.write(text)
             else:
                 print(text, flush=True)
+
+    def warn(self, text: str) -> None:
+        """What must not go unseen: a note, or, where nothing is shown, a warning of Python's."""
+        if self.on:
+            self.say(f"note: {text}")
+        else:
+            warnings.warn(text, stacklevel=2)
 
     def start(self, trainer: Watched) -> None:
         if not self.on:

@@ -3,7 +3,8 @@
 config.yaml                     what was asked for: model, data, train
 metrics.jsonl                   one row per epoch (or every `log_every` steps): a function of the configuration alone
 speed.jsonl                     the same rows' times
-config.json, model.safetensors  the best weights by validation loss (the last ones without validation)
+config.json, model.safetensors  the best weights by validation loss (the last ones without validation), with their sha256 in
+                                checksums.json
 last/, top/                     the last weights, and the `top_k` best
 checkpoints/                    from which the run goes on
 pictures/                       reconstructions, samples, curves, latent map
@@ -13,6 +14,7 @@ Nothing in it knows where it lies: it can be moved.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -21,10 +23,32 @@ from typing import Any
 
 from torch import Tensor
 
-from ..storage import write_bytes, write_json, write_tensors
+from ..storage import write_bytes, write_json, write_model
 from .checkpoints import Checkpoints
 
 TIMES = ("samples_per_s", "seconds")  # of a row: what differs between two runs of the same configuration
+
+
+def lock(folder: Path) -> int | None:
+    """One process a folder; the lock goes with the process, however it ends, or with the handle that this returns.
+
+    Raises ValueError if another process has it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        pid = os.read(handle, 32).decode(errors="replace").strip()
+        os.close(handle)
+        raise ValueError(
+            f"out={str(folder)!r} is in use by another process{f' ({pid})' if pid else ''}; wait for it, or choose another folder"
+        ) from None
+    os.truncate(handle, 0)
+    os.write(handle, str(os.getpid()).encode())
+    return handle
 
 
 class RunFolder:
@@ -35,6 +59,7 @@ class RunFolder:
         self.last = self.path / "last"
         self.checkpoints = Checkpoints(self.path / "checkpoints", keep)
         self.lock: int | None = None
+        self.waiting: list[dict[str, Any]] = []  # rows for which there was no room yet
         if not main:  # of several processes, one writes
             return
         try:
@@ -46,7 +71,7 @@ class RunFolder:
             raise ValueError(
                 f"cannot write to out={str(path)!r}: {error.strerror or error}; choose another folder"
             ) from None
-        self._lock()
+        self.lock = lock(self.path)
         try:
             links = [p.name for p in self.path.iterdir() if p.is_symlink()]
             if links:
@@ -65,25 +90,6 @@ class RunFolder:
         except ValueError:
             self.close()
             raise
-
-    def _lock(self) -> None:
-        """One process a folder; the lock goes with the process, however it ends."""
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            return
-        handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            pid = os.read(handle, 32).decode(errors="replace").strip()
-            os.close(handle)
-            raise ValueError(
-                f"out={str(self.path)!r} is in use by another process{f' ({pid})' if pid else ''}; wait for it, or choose another folder"
-            ) from None
-        os.truncate(handle, 0)
-        os.write(handle, str(os.getpid()).encode())
-        self.lock = handle
 
     def close(self) -> None:
         """Gives the lock back."""
@@ -113,28 +119,40 @@ class RunFolder:
         """The whole history: used once at the start, so that rows after the resumed step disappear."""
         write_bytes(self.path / "metrics.jsonl", "".join(json.dumps(bare(row)) + "\n" for row in rows).encode())
 
-    def append(self, row: dict[str, Any]) -> None:
-        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as f:
-            f.write(json.dumps(bare(row)) + "\n")
-        with open(self.path / "speed.jsonl", "a", encoding="utf-8") as f:
-            f.write(json.dumps({k: row[k] for k in ("step", *TIMES) if k in row}) + "\n")
+    def append(self, *rows: dict[str, Any]) -> None:
+        """Writes rows, after those that wait. Raises OSError if there is no room: then all wait, and no line is half-written."""
+        self.waiting += rows
+        lines = {
+            "metrics.jsonl": [bare(row) for row in self.waiting],
+            "speed.jsonl": [{k: row[k] for k in ("step", *TIMES) if k in row} for row in self.waiting],
+        }
+        sizes = {name: file.stat().st_size for name in lines if (file := self.path / name).exists()}
+        try:
+            for name, written in lines.items():
+                with open(self.path / name, "a", encoding="utf-8") as f:
+                    f.write("".join(json.dumps(line) + "\n" for line in written))
+        except OSError:
+            for name in lines:
+                with contextlib.suppress(OSError):
+                    os.truncate(self.path / name, sizes.get(name, 0))
+            raise
+        self.waiting = []
 
     def save_model(self, config: dict[str, Any], tensors: dict[str, Tensor], folder: Path | None = None) -> None:
-        folder = folder or self.path
-        folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(folder / "model.safetensors", tensors, {"model": config["model"]})
-        write_json(folder / "config.json", config)
+        write_model(folder or self.path, config, tensors)
 
     def keep_top(self, best: list[tuple[float, int]], config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        """`top/` holds the models of `best` ((validation loss, step), the best first); `tensors` are those of the newest."""
+        """`top/` holds the models of `best` ((validation loss, step), the best first); `tensors` are those of the newest.
+
+        Raises OSError if there is no room; what was listed before is there still."""
         names = [f"step-{step:09d}" for _, step in best]
         newest = f"step-{max(step for _, step in best):09d}"
         self.save_model(config, tensors, self.path / "top" / newest)
+        listed = [{"folder": name, "step": step, "val_loss": loss} for name, (loss, step) in zip(names, best)]
+        write_json(self.path / "top" / "top.json", listed)
         for old in (self.path / "top").iterdir():
             if old.is_dir() and old.name not in names:
                 shutil.rmtree(old, ignore_errors=True)
-        listed = [{"folder": name, "step": step, "val_loss": loss} for name, (loss, step) in zip(names, best)]
-        write_json(self.path / "top" / "top.json", listed)
 
 
 def bare(row: dict[str, Any]) -> dict[str, Any]:

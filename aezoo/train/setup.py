@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..base import AELoss, BaseAE
 from ..data import Source, load_data
@@ -18,7 +18,7 @@ from ..randomness import batches_of, mix_seed
 from . import state as run_state
 from .arguments import batches_for, notes
 from .average import Average
-from .finite import Guard
+from .finite import Guard, Kept
 from .graph import Graphed
 from .hardware import Hardware
 from .hooks import Hooks
@@ -66,6 +66,7 @@ class Setup:
         self.plateau = 1.0  # factor on the learning rate
         self.plateau_stale = 0
         self.patience_best = math.inf  # what the validation loss must fall below, by min_change, to count as progress
+        self.unbounded: set[str] = set()  # tensors of the model that hold an infinity from the start, as a mask may
         self.row_due = False  # the steps of a row are done, its row is not yet
         self.saved_at: tuple[int, bool] | None = None  # step of the newest checkpoint, and whether its row is still due
         self.stopped = "finished"
@@ -156,7 +157,7 @@ class Setup:
         self.best_row, self.best_weights, self.stale, self.plateau, self.plateau_stale = {}, None, 0, 1.0, 0
         self.top = []
         self.patience_best = math.inf
-        self.buffers = [b for b in model.buffers() if b.is_floating_point()] if a["nonfinite"] == "skip" else []
+        self.kept = Kept(nn.Module() if a["nonfinite"] == "rollback" else model)  # a rollback has a snapshot of all
 
     def groups(self, names: Sequence[str]) -> dict[str, Any] | None:
         """Parameters with rates of their own: those that the user asked for, then those that the model brings."""

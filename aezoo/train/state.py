@@ -57,6 +57,7 @@ def collect(t: _Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors = t.whole(tensors)
     state: dict[str, Any] = {
         "step": t.step,
+        "total": t.total,
         "stage": t.model.stage,
         "row_due": t.row_due,
         "used_lr": t.used_lr,
@@ -103,6 +104,12 @@ def check(t: _Trainer, state: dict[str, Any]) -> None:
         )
     if state["precision"] != t.hardware.precision:
         t.bar.say(f"note: so far in {state['precision']}, from here on in {t.hardware.precision}")
+    planned = state.get("total", t.total)
+    if planned != t.total and t.asked["schedule"] in ("cosine", "linear"):
+        t.bar.say(
+            f"note: schedule={t.asked['schedule']!r} was over {planned:,} steps so far and is over {t.total:,} from here on: the "
+            "learning rate jumps, and the end is not that of one run of this length"
+        )
 
 
 def with_prior(t: _Trainer, state: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -37,6 +37,11 @@ class Tape(TorchDispatchMode):
         self.calls: list[Callable[[], Any]] = []
         self.rare: list[Callable[[], Any]] = []
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Torch would import its compiler to keep it out of the method below, which takes more than a second; nothing compiles here."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)

@@ -289,13 +289,22 @@ class Together:
                 if held is not None or not self.vals:
                     better += [i] if self._judge(i, row) else []
                 if self.runs:
-                    self.runs[i].append(row)
+                    self._write_row(self.runs[i], row)
                 on_row(i, row)
             self._keep(self.best, better)
         self._keep(self.kept, [i for i in range(len(self.models)) if self.stopped.get(i) != "not finite"])
         self._start_interval()
         for m in self.models:
             m.train()
+
+    def _write_row(self, run: RunFolder, row: dict[str, Any]) -> None:
+        try:
+            run.append(row)
+        except OSError as error:
+            self.bar.warn(
+                f"the row of step {self.step:,} could not be written in {run.path}: {error.strerror or error}; it is written "
+                "with the next one"
+            )
 
     @torch.no_grad()
     def _keep(self, copies: dict[str, Tensor], chosen: list[int]) -> None:
@@ -369,6 +378,7 @@ class Together:
             speeds = sorted(row["samples_per_s"] for row in self.rows[i]) or [0.0]
             folder = self.runs[i].path if self.runs else None
             if self.runs:
+                self.runs[i].append()  # what waits
                 self.runs[i].save_model(m.saved_config(), m.state_dict())
             stopped = self.stopped.get(i, "finished")
             results.append(

@@ -18,6 +18,7 @@ Exchange = Callable[[Tensor], Tensor]
 
 SKIPS = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)  # fused, these honour `found_inf`
 
+LARGE = 2**17  # weights from which reading them takes longer than calling a kernel for each tensor
 SWEEP = 64  # steps between two looks for numbers that have decayed to nothing
 TINY = 1e-30  # float32 is normal down to 1.2e-38, which 0.9^t reaches from here in 175 steps
 
@@ -35,6 +36,7 @@ class Update:
         self.parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
         first = self.parameters[0]
         self.device = first.device
+        self.large = sum(p.numel() for p in self.parameters) > LARGE
         self.bad = torch.zeros((), dtype=torch.float32, device=self.device)  # the kernels want this type
         self.one = torch.ones_like(self.bad)
         self.num_bad = torch.zeros_like(self.bad)
@@ -72,10 +74,11 @@ class Update:
         """bad <- 1 if any value is not finite."""
         if not self.sticky:
             self.bad.zero_()
-        if self.device.type == "mps":
-            norms = torch.stack([v.float().sum() for v in values])
-            torch.maximum(self.bad, 1 - norms.isfinite().all().float(), out=self.bad)
-        else:
+        if self.device.type == "mps" or (self.device.type == "cpu" and self.large):
+            # a sum is finite where its parts are (but for numbers so large that their squares, which Adam takes, are not)
+            finite = torch.stack([v.sum().float() for v in values]).isfinite().all()
+            torch.maximum(self.bad, 1 - finite.float(), out=self.bad)
+        else:  # one call for all of them, which writes them again, too
             by_dtype: dict[torch.dtype, list[Tensor]] = {}
             for v in values:
                 by_dtype.setdefault(v.dtype, []).append(v)
