@@ -259,6 +259,8 @@ class _Trainer(Setup):
                 for _ in range(accumulate):
                     next(batches, None)
         while True:
+            if self.profile and at is None:
+                self.profile.clock("host")
             self.seed_step(self.step if at is None else at)
             window = []
             for _ in range(accumulate):
