@@ -14,7 +14,7 @@ SMALL, WIDE, HUGE = "mlp(widths=(32,))", "mlp(widths=(2048, 2048))", "mlp(widths
 TABLE = {
     "few small steps": (SMALL, 32, 10**3, 1, "cpu", "auto", (False, 1, False, True, False, "prime"), "would save about 0 s and takes 30 s"),
     "many small steps": (SMALL, 32, 10**6, 1, "cpu", "auto", (True, 1, False, True, False, "prime"), "1,000,000 small steps: saves about 300 s"),
-    "just enough steps": (SMALL, 32, 200_000, 1, "cpu", "auto", (True, 1, False, True, False, "prime"), "saves about 60 s"),
+    "just enough steps": (SMALL, 32, 200_001, 1, "cpu", "auto", (True, 1, False, True, False, "prime"), "saves about 60 s"),
     "just too few": (SMALL, 32, 199_999, 1, "cpu", "auto", (False, 1, False, True, False, "prime"), "would save about 60 s"),
     "large steps": (WIDE, 128, 10**6, 1, "cpu", "auto", (False, None, False, False, False, "prime"), "MFLOP a step: arithmetic"),
     "the same in large batches": (SMALL, 8192, 10**6, 1, "cpu", "auto", (False, None, False, False, False, "prime"), "arithmetic"),
@@ -38,7 +38,7 @@ def test_settle(case, monkeypatch):
     backbone, batch, steps, world, device, compile, decided, reason = TABLE[case]
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.setattr(hardware, "_compiler", lambda: "")
-    h = Hardware(torch.device(device), "fp32", allocator="auto", reasons={"device": "device"})
+    h = Hardware(torch.device(device), "fp32", compile is True, allocator="auto", reasons={"device": "device"})
     model = aezoo.create_model("ae", input_shape=(1, 12, 12), latent_dim=4, backbone=backbone)
     settle(h, model, compile, batch, steps, world)
     assert (h.compile, h.threads, h.graph, h.small, h.channels_last, h.allocator) == decided
@@ -68,6 +68,7 @@ def test_a_run_that_goes_on_keeps_what_was_decided(monkeypatch, compiled, thread
         settle(h, model_of("ae"), "auto", 32, steps, 1, earlier)
         assert (h.compile, h.threads) == (compiled, threads) and "(as before)" in h.reason
         assert h.kept() == earlier
+    h = Hardware(torch.device("cpu"), "fp32", not compiled, reasons={"device": "device"})
     settle(h, model_of("ae"), not compiled, 32, 10, 1, earlier)
     assert h.compile is not compiled and "(as asked)" in h.reason
 

@@ -94,18 +94,12 @@ def test_public_names_are_not_hidden_by_modules_of_the_same_name():
     assert out.strip() == "[]"
 
 
-@pytest.mark.parametrize("how", ["fit", "fit_many"])
-def test_training_does_not_import_the_compiler(tmp_path, how):
+def test_training_does_not_import_the_compiler(tmp_path):
     """It takes more than a second of every process. Compiling still works afterwards."""
-    training = {
-        "fit": f"aezoo.fit(models[0], x, epochs=1, val=0.2, ema=0.9, out={str(tmp_path / 'r')!r}, progress=False, device='cpu')",
-        "fit_many": "aezoo.fit_many(models, x, epochs=1, val=0.2, device='cpu')",
-    }[how]
     code = f"""
 import sys, torch, aezoo
-models = [aezoo.create_model('ae', input_shape=(5,), latent_dim=2) for _ in range(2)]
-x = torch.rand(64, 5)
-{training}
+model = aezoo.create_model('ae', input_shape=(5,), latent_dim=2)
+aezoo.fit(model, torch.rand(64, 5), epochs=1, val=0.2, ema=0.9, out={str(tmp_path / "r")!r}, progress=False, device='cpu')
 assert 'torch._dynamo' not in sys.modules
 models = [aezoo.create_model('ae', input_shape=(5,), latent_dim=2) for _ in range(3)]
 aezoo.fit_many(models, torch.rand(64, 5), epochs=1, progress=False, device='cpu')
@@ -113,5 +107,4 @@ assert 'torch._dynamo' not in sys.modules
 print(float(torch.compile(lambda x: x + 1, backend='eager')(torch.ones(()))))
 torch.optim.Adam([torch.nn.Parameter(torch.ones(2))])
 """
-    out = python(code)
-    assert out.split()[-1] == "2.0" and (how == "fit" or "2 models ae as one" in out)
+    assert python(code).strip() == "2.0"

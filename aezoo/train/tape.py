@@ -110,12 +110,6 @@ class Tape(TorchDispatchMode):
             call()
 
 
-# torch tells its compiler to leave such a method alone, and imports the compiler for that when the method is first called: more than a
-# second of a process that compiles nothing. What it would set is set here (private: where torch has no such thing, nothing changes).
-if (_method := getattr(Tape.__torch_dispatch__, "__wrapped__", None)) is not None:
-    _method.__dynamo_disable = _method
-
-
 def _memories(call: _Call) -> set[int]:
     return {_memory(t) for t in _tensors([call.args, call.kwargs, call.results])}
 
