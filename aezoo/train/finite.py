@@ -88,62 +88,49 @@ class Kept:
     """A model's buffers as they were before a step: put back, on the device, if the step was bad.
 
     One that no forward pass changes costs no kernel. Whether one was changed says its version, which torch counts, but not for
-    running means: batch norm moves these without a word. Those of one type lie in one tensor, so that a handful of calls keeps
-    and chooses for all of them; a step of a small net has few calls to lose."""
+    running means: batch norm moves these without a word. All that move are copied to one block of bytes, so that five calls keep
+    and choose for all of them: a step of a small net has none to spare."""
 
     def __init__(self, model: nn.Module):
         self.buffers = dict(model.named_buffers())
         self.moved = {name for name in self.buffers if name.rpartition(".")[2].startswith("running_")}
         self.copies: dict[str, Tensor] = {}
         self.versions: dict[str, int] = {}
-        self.groups: list[_Group] = []
         self._gather()
 
     def _gather(self) -> None:
-        by_type: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
-        for name in self.moved:
-            by_type.setdefault((self.buffers[name].dtype, self.buffers[name].device), []).append(self.buffers[name])
-        self.groups = [_Group(buffers) for buffers in by_type.values()]
-        self.still = [name for name in self.buffers if name not in self.moved]
+        """The block, and the buffers that are not in it: those that have not moved yet, or lie in memory with gaps."""
+        block = [name for name, b in self.buffers.items() if name in self.moved and b.is_contiguous()]
+        self.apart = [name for name in self.buffers if name not in block]
+        self.bytes = [self.buffers[name].view(-1).view(torch.uint8) for name in block]
+        if block:
+            self.before, self.now = (torch.cat(self.bytes) for _ in range(2))
+            self.parts = list(self.now.split([len(b) for b in self.bytes]))
 
     def keep(self) -> None:
         """Before the step."""
-        for name in self.still:
+        for name in self.apart:
             b = self.buffers[name]
-            if self.versions.get(name) != b._version:
+            if name in self.moved or self.versions.get(name) != b._version:
                 self.copies[name], self.versions[name] = b.clone(), b._version
-        for group in self.groups:
-            torch._foreach_copy_(group.before, group.buffers)
+        if self.bytes:
+            torch.cat(self.bytes, out=self.before)
 
-    @torch.no_grad()
     def put_back(self, bad: Tensor) -> None:
         """After the step: what was kept, where `bad` is 1."""
-        for group in self.groups:
-            group.choose(bad)
-        found = [name for name in self.still if self.versions[name] != self.buffers[name]._version]
-        for name in found:
+        if self.bytes:
+            torch.cat(self.bytes, out=self.now)
+            torch.where(bad > 0, self.before, self.now, out=self.now)
+            torch._foreach_copy_(self.bytes, self.parts)
+        found = False
+        for name in self.apart:
             b = self.buffers[name]
-            torch.where(bad > 0, self.copies.pop(name), b, out=b)
+            if name in self.moved or self.versions[name] != b._version:
+                found = found or name not in self.moved
+                self.moved.add(name)
+                torch.where(bad > 0, self.copies[name], b, out=b)
         if found:
-            self.moved.update(found)
             self._gather()
-
-
-class _Group:
-    """Buffers of one type, and two tensors for their values before and after a step, with views of the buffers' shapes."""
-
-    def __init__(self, buffers: list[Tensor]):
-        self.buffers = buffers
-        self.flat, self.flat_now = (buffers[0].new_empty(sum(b.numel() for b in buffers)) for _ in range(2))
-        self.before, self.now = (
-            [part.view(b.shape) for part, b in zip(flat.split([b.numel() for b in buffers]), buffers)]
-            for flat in (self.flat, self.flat_now)
-        )
-
-    def choose(self, bad: Tensor) -> None:
-        torch._foreach_copy_(self.now, self.buffers)
-        torch.where(bad > 0, self.flat, self.flat_now, out=self.flat_now)
-        torch._foreach_copy_(self.buffers, self.now)
 
 
 def _everything(t: _Trainer) -> dict[str, Tensor]:
