@@ -334,7 +334,9 @@ def test_the_schedule_runs_over_each_stage():
 
 @pytest.fixture
 def looks(monkeypatch):
-    """Where the host looks at a tensor's value from the beginning of an epoch to its rows and checkpoints, which may."""
+    """Where the host looks at a tensor's value from the beginning of an epoch to its rows and checkpoints, which may.
+
+    On the CPU `Kept` may as well: its way without is tested by itself."""
     counted, inside = [], [False]
     for name in ("item", "tolist", "cpu", "numpy", "nonzero", "__float__", "__bool__", "__int__", "__index__"):
         original = getattr(torch.Tensor, name)
