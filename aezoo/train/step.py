@@ -204,7 +204,8 @@ def compiled(method: Any) -> Any:
 
     Before each call torch asks whether all is still as it was compiled: of a small network, some 700 questions, a sixth of a step.
     Only those stay (`worth_asking`) whose answer may change while a run goes on. So that no other run's graph is taken for this
-    one's, the function is a copy with a code of its own, where torch keeps the graphs."""
+    one's, the function is a copy with a code of its own, where torch keeps the graphs. Random numbers are drawn by torch's own kernels,
+    not by generated code: the same draws as in the step as it is written, and faster on a CPU."""
     function = method.__func__
     own = types.FunctionType(
         function.__code__.replace(),
@@ -213,7 +214,7 @@ def compiled(method: Any) -> Any:
         function.__defaults__,
         function.__closure__,
     )
-    run = torch.compile(own, dynamic=False, options={"guard_filter_fn": worth_asking})
+    run = torch.compile(own, dynamic=False, options={"guard_filter_fn": worth_asking, "fallback_random": True})
     return functools.partial(run, method.__self__)
 
 
