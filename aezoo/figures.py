@@ -35,7 +35,7 @@ SAME = 1e-12  # variance over squared mean below which data count as constant: t
 
 def is_part(name: str) -> bool:
     """Is it a part of a figure, not a figure?"""
-    return _PART.fullmatch(name) is not None
+    return "." in name and _PART.fullmatch(name) is not None
 
 
 def shown(metrics: Mapping[str, Tensor]) -> dict[str, Tensor]:
