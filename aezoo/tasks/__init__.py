@@ -6,6 +6,12 @@ import importlib
 from typing import Any
 
 _LAZY = {
+    "interpolate": "generate",
+    "probe_report": "features",
+    "save_gif": "frames",
+    "save_grid": "frames",
+    "traverse": "generate",
+    "Codec": "compress",
     "anomaly_scores": "detect",
     "detect_series": "series",
     "error_map": "error_maps",
