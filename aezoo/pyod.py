@@ -84,8 +84,8 @@ except ImportError:
 class AEDetector(_Base):
     """`aezoo.sklearn.AEDetector` for PyOD: the same parameters, but `contamination`, a fraction in (0, 0.5].
 
-    After `fit`: `decision_scores_`, `threshold_`, `labels_` (PyOD's), `detector_` (the estimator inside), `history_`, `n_features_in_`.
-    `decision_function` is high for abnormal rows, `predict` 1; `predict_proba` (N, 2)."""
+    After `fit`: `decision_scores_`, `threshold_`, `labels_` (PyOD's), `detector_` (the estimator inside), `history_`,
+    `n_features_in_`. `decision_function` is high for abnormal rows, `predict` 1; `predict_proba` (N, 2)."""
 
     def __init__(
         self,

@@ -37,8 +37,8 @@ class View(NamedTuple):
 class Measures:
     """Scores of rows by one model, each at least 0 and high = abnormal, from the view of the training rows.
 
-    recon: mean of (x^ - x)^2. mahalanobis: of [z, x^ - x]. input_knn, latent_knn: distance to the k nearest training rows in x, and in z with
-    each latent divided by its standard deviation."""
+    recon: mean of (x^ - x)^2. mahalanobis: of [z, x^ - x]. input_knn, latent_knn: distance to the k nearest training rows in
+    x, and in z with each latent divided by its standard deviation."""
 
     def __init__(self, view: View, kept: Any, wanted: Sequence[str], k: int):
         spread = view.z.std(0)

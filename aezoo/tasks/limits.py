@@ -23,8 +23,8 @@ def score_limit(scores: np.ndarray, contamination: Any = "auto", logs: bool | No
     """The limit above which a score (high = abnormal) is called abnormal, from scores (N,) of normal samples; NaN are left out.
 
     A fraction: their (1 - contamination) quantile. "auto": median + 2.5 * 1.4826 * MAD, MAD the median absolute deviation from the
-    median; of the scores' logarithms where `logs`, by default where all are positive: errors and distances spread by factors. Scores that are all equal give
-    that score: nothing like them is abnormal."""
+    median; of the scores' logarithms where `logs`, by default where all are positive: errors and distances spread by factors.
+    Scores that are all equal give that score: nothing like them is abnormal."""
     check_contamination(contamination)
     known = np.asarray(scores, dtype=np.float64)
     known = known[~np.isnan(known)]
