@@ -31,9 +31,8 @@ def torchmetrics_image() -> Any:
 def quality(restored: Tensor, clean: Tensor) -> Quality:
     """Of one image (C, H, W) in [0, 1], which is clamped to that range first, against the clean one of the same shape.
 
-    Neither is rounded to 8 bits. SSIM under a Gaussian window of 11 x 11 pixels and sigma 1.5 (Wang et al.
-    2004), over all pixels, with mirrored edges (`aezoo.functional.ssim` takes the pixels around which all of the window lies in the image).
-
+    Neither is rounded to 8 bits. SSIM (Wang et al. 2004) under a Gaussian window of 11 x 11 pixels and sigma 1.5, over all pixels, with
+    mirrored edges; `aezoo.functional.ssim` takes only the pixels around which all of the window lies in the image.
     Raises ValueError for other shapes, ImportError without torchmetrics."""
     if restored.shape != clean.shape or clean.dim() != 3:
         raise ValueError(
