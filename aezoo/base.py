@@ -220,7 +220,7 @@ class BaseAE(nn.Module, metaclass=Recorded):
         `x`, `target` (what to reconstruct; x itself by default): (B, *input_shape). Raises ValueError or TypeError for a wrong
         shape, dtype or an unexpected condition."""
         params, z, terms, metrics = self.propagate(x, target, condition)
-        return AEOutput(self.likelihood.mean(params), z, terms, shown(metrics))
+        return AEOutput(self.likelihood.mean(params), z, terms, self.reported(metrics))
 
     def propagate(self, x: Tensor, target: Tensor | None = None, condition: Tensor | None = None) -> Pass:
         """What `forward` and `loss` share: x -> code -> decoder output and terms."""
@@ -252,13 +252,18 @@ class BaseAE(nn.Module, metaclass=Recorded):
             weight = weights.get(name)
             value = value if weight is None else weight * value
             total = value if total is None else total + value
-        return AELoss(total, terms, averaged(metrics if self.reports_parts else shown(metrics)))
+        return AELoss(total, terms, averaged(self.reported(metrics)))
+
+    def reported(self, metrics: Terms) -> Terms:
+        """The metrics of a pass with or without parts of figures, as whoever asks wants them."""
+        return metrics if self.reports_parts else shown(metrics)
 
     reports_parts = False
 
     @contextmanager
     def reporting_parts(self) -> Iterator[None]:
-        """Inside the block, which the loop opens, the metrics of `loss` hold the parts of figures, too (`figures`)."""
+        """Inside the block, which the loop and `evaluate` open, the metrics of `loss` and of `model(x)` hold the parts of figures, too
+        (`figures`)."""
         before, self.reports_parts = self.reports_parts, True
         try:
             yield

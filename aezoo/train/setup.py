@@ -152,7 +152,10 @@ class Setup:
         )
         exchange = self.world.all_reduce if self.shards is not None else None
         self.update = Update(self.optimizer, a["clip"], sticky=a["nonfinite"] != "skip", exchange=exchange)
-        self.compute = build_compute(model, self.weights, a["l1"], self.hardware, self.world, self.shards)
+        self.compute = build_compute(
+            model, self.weights, a["l1"], self.hardware, self.world, self.shards,
+            update=self.update if a["accumulate"] == 1 else None,
+        )  # fmt: skip
         self.best_row, self.best_weights, self.stale, self.plateau, self.plateau_stale = {}, None, 0, 1.0, 0
         self.top = []
         self.patience_best = math.inf
