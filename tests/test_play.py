@@ -284,7 +284,17 @@ def test_in_a_browser_without_a_network(tmp_path, session):
                     tab.value(
                         "[...document.querySelectorAll('button[role=tab]')].find(b => b.textContent.includes('Noise')).click()"
                     )
-                    tab.until(sources.format("denoised"))
+                    tab.until(f"({sources.format('denoised')} ?? '') != ''")
+                    x, label = one.sample(0)
+                    _, _, error, left = one.denoised(x, one.levels[2], 0, label)
+                    said = "document.getElementById('errors').textContent"
+                    assert f"{error:.4g} → {left:.4g}" in tab.value(said)
+                    begun = tab.value(said)
+                    tab.value(
+                        "(() => { const s = document.querySelector('#level input[type=range]'); s.value = 0.1;"
+                        " s.dispatchEvent(new Event('input', {bubbles: true})) })()"
+                    )
+                    tab.until(f"{said} != {begun!r}")
                 assert tab.problems == [] and tab.failed == []
                 hosts = {r.split("/")[2] for r in tab.requests if r.startswith(("http", "ws"))}
                 assert hosts == {address.split("/")[2]}
