@@ -424,12 +424,12 @@ def tabular(m: Material) -> Section | None:
     for d, classes in enumerate(mixed.columns):
         cells: list[Any] = [f"{d + 1}", f"{classes} classes" if classes else "number"]
         for i in chosen:
-            a, b = float(x[i, d]), float(y[i, d])
-            if a != a:
-                cells.append(Html(f'<span class="gap">– → {b:.4g}</span>'))
+            was, out = float(x[i, d]), float(y[i, d])
+            if was != was:
+                cells.append(Html(f'<span class="gap">– → {out:.4g}</span>'))
                 continue
-            off = float(a != b) if classes else min(1.0, abs(a - b) / float(spread[d]))
-            cells.append(Html(f'<span class="off" style="--off:{off:.2f}">{a:.4g} → {b:.4g}</span>'))
+            off = float(was != out) if classes else min(1.0, abs(was - out) / float(spread[d]))
+            cells.append(Html(f'<span class="off" style="--off:{off:.2f}">{was:.4g} → {out:.4g}</span>'))
         rows.append(cells)
     missing = float((~there).float().mean())
     said = f"{x.shape[1]} columns, {sum(1 for c in mixed.columns if c)} of them of classes; {missing:.1%} of the entries are missing, and the model fills them in (–)."
