@@ -186,11 +186,11 @@ def _between(gr: Any, session: Session) -> None:
         with gr.Column():
             field_a, number_a = _input(gr, session, "from", 0)
         with gr.Column():
-            field_b, number_b = _input(gr, session, "to", 1)
+            field_b, number_b = _input(gr, session, "to", session.other)
     share = gr.Slider(0, 1, value=0.5, step=0.01, label="how far from the one to the other", elem_id="share")
     begin = (None, None)
     if session.x is not None:
-        (a, la), (b, lb) = session.sample(0), session.sample(1)
+        (a, la), (b, lb) = session.sample(0), session.sample(session.other)
         begin = session.between(a, b, 0.5, (la, lb))
     with gr.Row():
         middle = _picture(gr, "between", value=begin[0], interactive=False, height=260, scale=1, elem_id="between")

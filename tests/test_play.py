@@ -143,6 +143,12 @@ def test_between_two(session):
         assert (row[:, -side:] == session.picture(session.model.decode(zb)[0], like)).all()
 
 
+def test_the_other_sample_is_of_another_label(session):
+    labels = make_images(64)[1]
+    assert labels[session.other] != labels[0] and (labels[: session.other] == labels[0]).all()
+    assert Session(model_of(), load_data(make_images(4)[0])).other == 1
+
+
 def test_new_samples_are_the_priors(session):
     rng = torch.get_rng_state()
     code = session.drawn(3)
