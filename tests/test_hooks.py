@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import time
 import types
 
 import pytest
@@ -97,6 +98,7 @@ def test_what_a_callback_draws_does_not_touch_the_run(images):
 # ------------------------------------------------------------------------------------------------------------- loggers
 
 
+@pytest.mark.pictures
 def test_tensorboard(images, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -258,8 +260,8 @@ def test_the_allocator_is_restored(images, monkeypatch, fails):
 def test_the_profile_adds_up_and_changes_nothing(images, capsys):
     result = fit(deep(), images, epochs=5, profile=True, progress=True)
     out = capsys.readouterr().out
-    rows = dict(re.findall(r"^  (data|forward|backward|optimiser|step) +([\d.]+) ms", out, re.MULTILINE))
-    assert list(rows) == ["data", "forward", "backward", "optimiser", "step"]
+    rows = dict(re.findall(r"^  (data|forward|backward|optimiser|host|step) +([\d.]+) ms", out, re.MULTILINE))
+    assert list(rows) == ["data", "forward", "backward", "optimiser", "host", "step"]
     times = {k: float(v) for k, v in rows.items()}
     whole = times.pop("step")
     assert sum(times.values()) == pytest.approx(whole, abs=0.003) and all(v > 0 for v in times.values())
@@ -269,6 +271,19 @@ def test_the_profile_adds_up_and_changes_nothing(images, capsys):
     assert speed == pytest.approx(16 / (whole / 1e3), rel=0.05)
     assert "of 16 samples" in out and "GFLOP a step" in out and out.count("profile:") == 1
     assert same(result.model, fit(deep(), images, epochs=5).model)
+
+
+def test_the_profile_tells_what_comes_between_two_steps(images, capsys):
+    """A callback at every step is the host's time, and no phase's beside it."""
+
+    class Slow(aezoo.Callback):
+        def on_step(self, run):
+            time.sleep(0.03)
+
+    fit(deep(), images, epochs=3, profile=True, progress=True, callbacks=Slow())
+    rows = re.findall(r"^  (data|forward|backward|optimiser|host) +([\d.]+) ms", capsys.readouterr().out, re.MULTILINE)
+    times = {k: float(v) for k, v in rows}
+    assert times.pop("host") >= 30 and all(v < 30 for v in times.values())
 
 
 def test_the_profile_counts_the_arithmetic(images, capsys):

@@ -58,6 +58,7 @@ from .patches import (
     take_rows,
     unpatchify,
 )
+from .paths import lerp, slerp
 from .quantization import (
     bernoulli_entropy,
     entropy,
@@ -130,6 +131,7 @@ __all__ = [
     "kl_decomposition",
     "laplace_nll",
     "laplace_smoothed",
+    "lerp",
     "lifetime_cutoff",
     "log_bessel_i",
     "log_mean_exp",
@@ -163,6 +165,7 @@ __all__ = [
     "sign_probabilities",
     "sign_totals",
     "sincos_positions",
+    "slerp",
     "sliced_wasserstein",
     "soft_bound",
     "sphere_log_area",

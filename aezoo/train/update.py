@@ -46,22 +46,29 @@ class Update:
             optimizer.found_inf = self.bad  # type: ignore[attr-defined]
             optimizer.grad_scale = None  # type: ignore[attr-defined]
 
-    def step(self, loss: Tensor, factor: Tensor | None = None) -> None:
+    def step(self, loss: Tensor, factor: Tensor | None = None, gradients: list[Tensor] | None = None) -> None:
         """Steps on the gradients that the parameters hold, and takes them away. `factor`: of the learning rates, where it is
-        on the device (bare kernels only)."""
-        held = [p for p in self.parameters if p.grad is not None]
-        grads: list[Tensor] = [p.grad for p in held]  # type: ignore[misc]
-        self.check([*grads, loss.detach()])
-        if self.clip:
-            clip_(grads, self.clip, self.exchange)
+        on the device (bare kernels only). `gradients`: of all parameters, where they come from a graph that has checked and
+        clipped them."""
+        held, grads = self.parameters, gradients
+        if grads is None:
+            held = [p for p in self.parameters if p.grad is not None]
+            grads = [p.grad for p in held]  # type: ignore[misc]
+            self.check([*grads, loss.detach()])
+            if self.clip:
+                clip_(grads, self.clip, self.exchange)
+        elif self.bare is None:
+            for p, g in zip(held, grads):
+                p.grad = g
         if self.bare is not None:
             self.bare.step(held, grads, self.bad, factor)
         elif self.native:
             self.optimizer.step()
         else:
             self._select()
-        for p in held:
-            p.grad = None
+        if gradients is None or self.bare is None:
+            for p in held:
+                p.grad = None
 
     def check(self, values: list[Tensor]) -> None:
         """bad <- 1 if any value is not finite."""
