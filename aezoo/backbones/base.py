@@ -76,7 +76,9 @@ class Blocks(nn.Sequential):
 class Block(nn.Module):
     """reshape -> layer -> norm -> activation -> dropout -> reshape; the last three may be absent.
 
-    `norm`: "none", "batch" or "layer" (for feature maps: over channels, one group)."""
+    `norm`: "none", "batch" or "layer" (for feature maps: over channels, one group). `flat`: the outcome is flattened next, so the
+    activation already computes in that order of memory; where gradient and outcome lie in different orders, it takes ten times
+    longer."""
 
     def __init__(
         self,
@@ -89,8 +91,10 @@ class Block(nn.Module):
         dropout: float = 0.0,
         before: Sequence[int] | None = None,
         after: Sequence[int] | None = None,
+        flat: bool = False,
     ):
         super().__init__()
+        self.flat = flat
         self.before = None if before is None else tuple(before)
         self.after = None if after is None else tuple(after)
         self.layer = layer
@@ -106,7 +110,11 @@ class Block(nn.Module):
         if self.before is not None:
             x = x.reshape(x.shape[0], *self.before)  # (B, ...) -> (B, *before)
         x = self.layer(x)
-        for module in (self.norm, self.activation, self.dropout):
+        if self.norm is not None:
+            x = self.norm(x)
+        if self.flat:
+            x = x.contiguous()
+        for module in (self.activation, self.dropout):
             if module is not None:
                 x = module(x)
         return x if self.after is None else x.reshape(x.shape[0], *self.after)
