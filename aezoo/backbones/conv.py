@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import BACKBONES, Backbone, Block, Blocks, Tied, check_tied, checked, linear_transposed
+from .base import BACKBONES, Backbone, Block, Blocks, Tied, channels_last, check_tied, checked, linear_transposed
 from .transposed import ConvTranspose2d, conv_transpose2d
 
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -34,9 +34,8 @@ class _ToMap(nn.Unflatten):
         object.__setattr__(self, "other", other)  # not registered as a child
 
     def forward(self, x: Tensor) -> Tensor:
-        x, weight = super().forward(x), self.other.weight
-        last = x.dim() == 4 and not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
-        return x.contiguous(memory_format=torch.channels_last) if last else x
+        x = super().forward(x)
+        return x.contiguous(memory_format=torch.channels_last) if channels_last(self.other.weight) else x
 
 
 @BACKBONES.register("conv")
@@ -77,7 +76,7 @@ class Conv(Backbone):
             first = nn.Sequential(unhead, _ToMap((self.widths[-1], *sizes[-1]), convs[-1]))
             return Block(head, latent_dim, before=(flat,)), first
 
-        return self._chain(input_shape, ends, num_params, flat=True)
+        return self._chain(input_shape, ends, num_params)
 
     def build_grid(
         self, input_shape: tuple[int, ...], latent_dim: int, code_params: int = 1, num_params: int = 1
@@ -105,10 +104,9 @@ class Conv(Backbone):
         input_shape: tuple[int, ...],
         ends: Callable[[list[nn.Module]], tuple[nn.Module, nn.Module]],
         num_params: int,
-        flat: bool = False,
     ) -> tuple[nn.Module, nn.Module]:
-        """Convolutions and their mirror images; `ends` makes, of all convolutions, what leads to the code, and from it to the smallest
-        map; `flat`: the code is no map."""
+        """Convolutions and their mirror images; `ends` makes, of the convolutions, what leads to the code, and from it to the smallest
+        map."""
         if self.tied:
             check_tied(self.name, num_params)
         channels, *size = input_shape if len(input_shape) > 1 else (1, *input_shape)
@@ -121,7 +119,6 @@ class Conv(Backbone):
                 widths[i + 1],
                 spatial=rank,
                 before=(channels, *size) if i == 0 else None,
-                flat=flat and i == len(convs) - 1,
                 **self.hidden,
             )
             for i, conv in enumerate(convs)

@@ -58,6 +58,7 @@ from .patches import (
     take_rows,
     unpatchify,
 )
+from .posterior import draw_and_kl
 from .quantization import (
     bernoulli_entropy,
     entropy,
@@ -108,6 +109,7 @@ __all__ = [
     "covariance",
     "default_patch",
     "discretized_logistic_mixture_nll",
+    "draw_and_kl",
     "entropy",
     "exact_jacobian",
     "feature_matching",
