@@ -93,8 +93,17 @@ def trained(name: str, seed: int, data: str | None, photos: Path | None, runs: P
         source = aezoo.load_data(**recipe.data, root=data)
     begun = (folder / "config.json").is_file()
     aezoo.fit(
-        model, source, **recipe.fit, seed=seed, device="cpu", out=folder, resume=begun, progress=False, checkpoint_every=500
-    )  # fmt: skip
+        model,
+        source,
+        **recipe.fit,
+        seed=seed,
+        device="cpu",
+        out=folder,
+        resume=begun,
+        progress=False,
+        checkpoint_every=500,
+        callbacks=[lambda row: row["step"] < recipe.stop],
+    )
     model.save_pretrained(folder)
     (folder / "done").touch()
     return model
