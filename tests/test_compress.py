@@ -18,7 +18,7 @@ from aezoo.storage import sha256
 from aezoo.tasks import aez, ans, exact
 from aezoo.tasks.bits_back import BitsBack, schedule
 from aezoo.tasks.latent_tables import groups_of, make_tables, pop_codes, push_codes
-from aezoo.tasks.tiles import cut, joined
+from aezoo.tasks.mosaic import cut, joined
 
 SMALL = "mlp(widths=(8,))"
 
