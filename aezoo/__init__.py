@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from .sampling import walkback
     from .tasks.compress import Codec
     from .tasks.denoise import denoise
+    from .tasks.detect import detect
     from .tasks.features import features
     from .tasks.generate import interpolate, traverse
-    from .tasks.detect import detect
     from .train import Callback, FitResult, fit
     from .train.find import find_batch_size
     from .train.many import fit_many

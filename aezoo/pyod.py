@@ -84,8 +84,8 @@ except ImportError:
 class AEDetector(_Base):
     """`aezoo.sklearn.AEDetector` for PyOD: the same parameters, but `contamination`, a fraction in (0, 0.5].
 
-    After `fit`: `decision_scores_`, `threshold_`, `labels_` (PyOD's), `detector_` (the estimator inside), `history_`, `n_features_in_`.
-    `decision_function` is high for abnormal rows, `predict` 1; `predict_proba` (N, 2)."""
+    After `fit`: `decision_scores_`, `threshold_`, `labels_` (PyOD's), `detector_` (the estimator inside), `history_`,
+    `n_features_in_`. `decision_function` is high for abnormal rows, `predict` 1; `predict_proba` (N, 2)."""
 
     def __init__(
         self,
@@ -100,9 +100,9 @@ class AEDetector(_Base):
         scaler: str = "standard",
         input_shape: Any = None,
         epochs: int | None = None,
-        steps: int | None = 300,
+        steps: int | None = 100,
         batch_size: int = 256,
-        lr: float = 1e-3,
+        lr: float = 2e-3,
         weight_decay: float = 0.0,
         device: str = "auto",
         random_state: Any = 0,

@@ -138,6 +138,16 @@ def held_out(config: dict[str, dict[str, Any]]) -> tuple[Source, str]:
     return source, f"all of {data['source']}, which it was trained on"
 
 
+def training_split(config: dict[str, dict[str, Any]]) -> Any:
+    """What a run was trained on, as `load_data` takes it, where it is judged on the test split of that data set."""
+    from .data import DATASETS
+
+    data = config.get("data", {})
+    if data.get("source") not in DATASETS or Path(data["source"]).exists():
+        return None
+    return data
+
+
 def other_data(model: BaseAE, data: str, options: dict[str, Any]) -> tuple[Source, str]:
     """Data that the command line names in place of a run's own, pictures of folders fitted to the model, and that in words."""
     from .data import load_data

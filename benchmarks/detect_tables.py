@@ -93,14 +93,16 @@ def summary(results: list[dict[str, Any]], methods: list[str]) -> list[str]:
         cells = []
         for names in groups.values():
             a, p = (over_seeds(results, names, m, key) for key in ("auroc", "aupr"))
-            cells.append(f"{a[0]:.2f} ± {a[1]:.2f} / {p[0]:.2f} ± {p[1]:.2f}")
+            cells.append(f"{spread(*a)} / {spread(*p)}")
         seeds = sorted({len(cell(results, n, m, "auroc")) for n in sets})
         wins = sum(np.mean(cell(results, n, m, "auroc")) >= best[n] - 5e-4 for n in sets)
-        lines.append(f"| {m} | " + " | ".join(cells) + f" | {'-'.join(map(str, seeds))} | {wins} |")
+        lines.append(
+            f"| {m} | " + " | ".join(cells) + f" | {'-'.join(map(str, sorted({seeds[0], seeds[-1]})))} | {wins} |"
+        )
     return [
         *lines,
         "",
-        "± is the standard deviation over seeds of the mean over sets. Best: within 0.05 points of the highest mean of a set.",
+        "± is the standard deviation over seeds of the mean over sets (none: one seed). Best: within 0.05 points of the highest mean of a set.",
         "",
     ]
 
@@ -110,7 +112,12 @@ def over_seeds(results: list[dict[str, Any]], names: list[str], method: str, key
     values = [cell(results, n, method, key) for n in names]
     seeds = min(map(len, values))
     means = 100 * np.mean([v[:seeds] for v in values], axis=0)
-    return 100 * float(np.mean([np.mean(v) for v in values])), float(means.std(ddof=1)) if seeds > 1 else 0.0
+    return 100 * float(np.mean([np.mean(v) for v in values])), float(means.std(ddof=1)) if seeds > 1 else float("nan")
+
+
+def spread(mean: float, deviation: float) -> str:
+    """Without ± where there is one seed."""
+    return f"{mean:.2f}" + (f" ± {deviation:.2f}" if deviation == deviation else "")
 
 
 def times(results: list[dict[str, Any]], methods: list[str]) -> list[str]:

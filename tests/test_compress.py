@@ -501,6 +501,8 @@ def test_data_that_cannot_be_coded(grey, binary, lossy):
         (x[:2].float(), ValueError, "divide by 255"),
         (x[:2].float() / 255 + 1e-3 * (x[:2] < 200), ValueError, "lossless for the 256 values"),
         (x[:2].double() / 255, TypeError, "float64"),
+        (x[:2].float() / 255 * math.nan, ValueError, "sample 0 holds NaN"),
+        (x[:2, :, :2], ValueError, "shape"),
         (x[:2].float() / 255 - 1, ValueError, r"needs data in \[0, 1\]"),
     ]:
         with pytest.raises(error, match=say):

@@ -29,7 +29,7 @@ def command_detect(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--contamination",
         default="auto",
-        help="auto (3 robust deviations above the reference's median), or the fraction of the reference that is flagged, (0, 0.5]",
+        help="auto (2.5 robust deviations above the reference's median), or the fraction of the reference that is flagged, (0, 0.5]",
     )
     parser.add_argument("--smooth", type=float, default=0.0, help="blur of the error maps, in pixels")
     parser.add_argument("--neighbors", type=int, default=5, help="k of latent_knn")

@@ -15,7 +15,7 @@ def command_evaluate(argv: Sequence[str]) -> None:
     from ..evaluation import evaluate, table
     from ..hub import from_pretrained
     from ..metrics import described
-    from ..runs import held_out, other_data
+    from ..runs import held_out, other_data, training_split
     from ..storage import sha256, write_json
 
     parser = command_parser(
@@ -60,7 +60,7 @@ def command_evaluate(argv: Sequence[str]) -> None:
         source, what = held_out(recipes.read(run_file(o.run, "config.yaml")))
     metrics = evaluate(
         model, source, metrics=o.metrics, batch_size=o.batch_size, seed=o.seed, device=o.device, log_prob=o.log_prob,
-        samples=o.samples, features=o.features, train=_trained_on(o.run) if o.data is None else None,
+        samples=o.samples, features=o.features, train=training_split(recipes.read(run_file(o.run, "config.yaml"))) if o.data is None else None,
     )  # fmt: skip
     print(f"{model.name} of {o.run} on {what} ({model.units} for its terms; ± standard error)")
     print(table(metrics))
@@ -72,13 +72,3 @@ def command_evaluate(argv: Sequence[str]) -> None:
 def _without_nan(metrics: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """JSON has no NaN: null stands for it."""
     return {name: {k: None if v != v else v for k, v in value.items()} for name, value in metrics.items()}
-
-
-def _trained_on(run: str) -> Any:
-    """What a run was trained on, as `load_data` takes it, where it is judged on the test split of that data set."""
-    from ..data import DATASETS
-
-    data = recipes.read(run_file(run, "config.yaml")).get("data", {})
-    if data.get("source") not in DATASETS or Path(data["source"]).exists():
-        return None
-    return data

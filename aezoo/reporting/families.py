@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.functional import jacobian
 
 from .. import functional as fn
 from ..models.contractive import ContractiveAE
@@ -408,11 +409,11 @@ def tabular(m: Material) -> Section | None:
         if not len(a):
             continue
         if classes:
-            value = float((a == b).float().mean())
+            told = float((a == b).float().mean())
         else:
-            value = 1 - float((a - b).square().mean() / (a - a.mean()).square().mean().clamp_min(1e-30))
+            told = 1 - float((a - b).square().mean() / (a - a.mean()).square().mean().clamp_min(1e-30))
         names.append(f"{d + 1}")
-        quality.append(max(value, 0.0))
+        quality.append(max(told, 0.0))
         kinds.append("second" if classes else "")
     note = (
         "columns of numbers: share of the variance that is explained; of classes (orange): share of rows that are right"
@@ -423,12 +424,12 @@ def tabular(m: Material) -> Section | None:
     for d, classes in enumerate(mixed.columns):
         cells: list[Any] = [f"{d + 1}", f"{classes} classes" if classes else "number"]
         for i in chosen:
-            a, b = float(x[i, d]), float(y[i, d])
-            if a != a:
-                cells.append(Html(f'<span class="gap">– → {b:.4g}</span>'))
+            was, now = float(x[i, d]), float(y[i, d])
+            if was != was:
+                cells.append(Html(f'<span class="gap">– → {now:.4g}</span>'))
                 continue
-            off = float(a != b) if classes else min(1.0, abs(a - b) / float(spread[d]))
-            cells.append(Html(f'<span class="off" style="--off:{off:.2f}">{a:.4g} → {b:.4g}</span>'))
+            off = float(was != now) if classes else min(1.0, abs(was - now) / float(spread[d]))
+            cells.append(Html(f'<span class="off" style="--off:{off:.2f}">{was:.4g} → {now:.4g}</span>'))
         rows.append(cells)
     missing = float((~there).float().mean())
     said = f"{x.shape[1]} columns, {sum(1 for c in mixed.columns if c)} of them of classes; {missing:.1%} of the entries are missing, and the model fills them in (–)."
@@ -449,7 +450,7 @@ def contraction(m: Material) -> Section | None:
         return model.encode(v[None]).flatten()
 
     with torch.enable_grad():
-        jacobians = torch.stack([torch.func.jacrev(code)(v).detach().flatten(1) for v in x])
+        jacobians = torch.stack([jacobian(code, v).flatten(1) for v in x])
     values = torch.linalg.svdvals(jacobians.double().cpu()).mean(0)
     points = [(i + 1.0, float(v)) for i, v in enumerate(values[:100]) if v > 0]
     chart = charts.lines("singular values of dh/dx", [charts.Line("mean", "val", points)], "rank", log=len(points) > 1)

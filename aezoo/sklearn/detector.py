@@ -23,7 +23,7 @@ from .measures import Measures, SameForAll, View
 from .score_name import ScoreParameter
 
 SCORES = ("recon", "elbo", "latent_knn", "mahalanobis", "ensemble")
-ENSEMBLE = ("input_knn", "latent_knn", "recon_knn")
+ENSEMBLE = ("input_knn", "latent_knn")
 REFERENCE = 20_000  # rows that neighbours are looked for among, at most
 CENTRE = (
     2_000  # training rows that the ensemble's scales, and the limit of contamination="auto", are taken from, at most
@@ -41,19 +41,22 @@ class AEDetector(OutlierMixin, AEEstimator):
     Args:
         model: name of a model of the zoo.
         score: "recon", the mean squared error of the reconstruction of the scaled row;
-            "elbo", -ELBO in nats, on models that have one; "latent_knn", the mean distance to the `n_neighbors` nearest training rows in the
-            code, each latent in units of its standard deviation; "mahalanobis", the distance to the mean of codes and errors [z, x^ - x] in
-            units of their covariance, shrunk (Ledoit & Wolf 2004);
-            "ensemble", the mean of three logarithms: the distances to the nearest training rows in the row x itself, in its code z and in its
-            reconstruction x^, each standardised by median and quartiles over training rows. x tells what lies off the normal rows
-            in any direction, z and x^ what is unlike them in the directions that the model has learned.
-        contamination: "auto": abnormal is what lies 3 robust standard deviations above the median of the training rows' scores (of their
-            logarithms, but for "ensemble", which is one, and "elbo"); or the fraction of training rows, in (0, 0.5], that `predict` calls
-            abnormal.
+            "elbo", -ELBO in nats, on models that have one;
+            "latent_knn", the mean distance to the `n_neighbors` nearest training rows in the code, each latent in units of its
+            standard deviation;
+            "mahalanobis", the distance to the mean of codes and errors [z, x^ - x] in units of their covariance, shrunk
+            (Ledoit & Wolf 2004);
+            "ensemble", the mean of two logarithms: the distances to the nearest training rows in the scaled row x itself and in
+            its code z, each standardised by median and quartiles over training rows. x tells what lies off the normal rows in any
+            direction, z what is unlike them in the directions that the model has learned.
+        contamination: "auto": abnormal is what lies 2.5 robust standard deviations above the median of the training rows' scores
+            (of their logarithms, but for "ensemble", which is one, and "elbo"); or the fraction of training rows, in (0, 0.5],
+            that `predict` calls abnormal.
         n_models: how many models, which differ in their seed, are trained (together, by `aezoo.fit_many`) and averaged.
         n_neighbors: k of "latent_knn" and "ensemble". A training row is no neighbour of its own.
         latent_dim: K; "auto": 32, whatever the number of columns: codes are compared here, and need not be narrow.
-        backbone: as for `aezoo.create_model`; "auto": layers of 128 and 64 units for models built on an "mlp", else the model's own.
+        backbone: as for `aezoo.create_model`; "auto": layers of 128 and 64 units for models built on an
+            "mlp", else the model's own.
         model_params: further keywords of the model, {"beta": 2.0}.
         scaler: of the columns before: "standard", "robust", "quantile", "minmax", "none".
         input_shape: shape of a sample where a row is a picture or a series; by default (F,).
@@ -82,9 +85,9 @@ class AEDetector(OutlierMixin, AEEstimator):
         scaler: str = "standard",
         input_shape: Any = None,
         epochs: int | None = None,
-        steps: int | None = 300,
+        steps: int | None = 100,
         batch_size: int = 256,
-        lr: float = 1e-3,
+        lr: float = 2e-3,
         weight_decay: float = 0.0,
         device: str = "auto",
         random_state: Any = 0,

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..tasks.distances import Mahalanobis, Neighbours
 
-NEIGHBOURS = {"input_knn": "x", "latent_knn": "z", "recon_knn": "back"}  # what neighbours are looked for in
+NEIGHBOURS = ("input_knn", "latent_knn")
 
 
 class View(NamedTuple):
@@ -37,8 +37,8 @@ class View(NamedTuple):
 class Measures:
     """Scores of rows by one model, each at least 0 and high = abnormal, from the view of the training rows.
 
-    recon: mean of (x^ - x)^2. mahalanobis: of [z, x^ - x]. input_knn, latent_knn, recon_knn: distance to the k nearest training rows in x, in
-    z with each latent divided by its standard deviation, and in x^."""
+    recon: mean of (x^ - x)^2. mahalanobis: of [z, x^ - x]. input_knn, latent_knn: distance to the k nearest training rows in
+    x, and in z with each latent divided by its standard deviation."""
 
     def __init__(self, view: View, kept: Any, wanted: Sequence[str], k: int):
         spread = view.z.std(0)
@@ -56,7 +56,7 @@ class Measures:
         """Where a distance is taken: (N, dims)."""
         if name == "mahalanobis":
             return np.hstack([view.z, view.error])
-        return view.z / self.spread if name == "latent_knn" else getattr(view, NEIGHBOURS[name])
+        return view.z / self.spread if name == "latent_knn" else view.x
 
     def __call__(self, view: View) -> dict[str, np.ndarray]:
         """{score: (N,)} of any rows."""

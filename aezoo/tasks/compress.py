@@ -129,7 +129,9 @@ class Codec:
             if not indexed(model):
                 rounded(z, np.ones(int(groups.max()) + 1), groups)  # finite?
                 steps = (
-                    choose_steps(model, first, extra) if step is None else np.full(int(groups.max()) + 1, float(step))
+                    choose_steps(model, first, extra, progress)
+                    if step is None
+                    else np.full(int(groups.max()) + 1, float(step))
                 )
         lows, tables = make_tables(rounded(z, steps, groups), groups)
         tensors = {

@@ -46,8 +46,8 @@ def anomaly_scores(
 
     Args:
         model: any trained model. data: anything that `load_data` takes, with samples of the model's shape.
-        score: "recon", mean squared error of the reconstruction over the entries that are there (a table's own reconstruction term on
-            models of tables, where columns may be classes); "elbo", -ELBO in nats on models that have one; "latent_knn" and
+        score: "recon", mean squared error of the reconstruction over the entries that are there (a table's own reconstruction
+            term on models of tables, where columns may be classes); "elbo", -ELBO in nats on models that have one; "latent_knn" and
             "mahalanobis", distances of codes to those of `reference`.
         reference: normal samples, usually those that the model was trained on; needed by the last two.
         neighbors: k of "latent_knn" (Angiulli & Pizzuti 2002: the mean over k distances).

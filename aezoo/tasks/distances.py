@@ -13,9 +13,10 @@ import numpy as np
 class Neighbours:
     """The mean distance to the k nearest reference rows (Angiulli & Pizzuti 2002, divided by k), Euclidean.
 
-    A row that is itself a reference row is no neighbour of its own: a nearest distance within rounding of 0 (1e-6 of the reference's
-    extent, and 1e-7 of its largest value) is left out, once, and others like it count as 0. So rows have the same distance whether they are asked for alone or as part of the reference. k is cut to
-    what there is; a row without any other has distance 0."""
+    A row that is itself a reference row is no neighbour of its own: a nearest distance within rounding of 0 (1e-6 of the
+    reference's extent, and 1e-7 of its largest value) is left out, once, and others like it count as 0. So rows have the same
+    distance whether they are asked for alone or as part of the reference. k is cut to what there is; a row without any other has
+    distance 0."""
 
     def __init__(self, rows: np.ndarray, k: int = 5):
         from sklearn.neighbors import NearestNeighbors

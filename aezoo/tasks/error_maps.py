@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..base import BaseAE, number
-from ..pictures import as_images, figure, to_unit
+from ..pictures import GRID, as_images, figure, to_unit
 from ..randomness import forked_rng
 from ..train.hardware import decide
 from .detect import _Walk
@@ -89,7 +89,7 @@ def draw_error_maps(path: Any, x: Tensor, recon: Tensor, maps: Tensor, titles: l
         ax.set_xticks([])
         ax.set_yticks([])
         for side in ax.spines.values():
-            side.set_visible(False)
+            side.set_color(GRID)
     fig.colorbar(drawn, ax=list(axes[2]), shrink=0.9, label="squared error")
     fig.savefig(path, dpi=120)
     return path

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-DEVIATIONS = 3.0  # robust standard deviations above the median: 0.13 % of a normal distribution
+DEVIATIONS = 2.5  # robust standard deviations above the median: 0.6 % of a normal distribution
 
 
 def check_contamination(value: Any) -> None:
@@ -22,9 +22,9 @@ def check_contamination(value: Any) -> None:
 def score_limit(scores: np.ndarray, contamination: Any = "auto", logs: bool | None = None) -> float:
     """The limit above which a score (high = abnormal) is called abnormal, from scores (N,) of normal samples; NaN are left out.
 
-    A fraction: their (1 - contamination) quantile. "auto": median + 3 * 1.4826 * MAD, MAD the median absolute deviation from the
-    median; of the scores' logarithms where `logs`, by default where all are positive: errors and distances spread by factors. Scores that are all equal give
-    that score: nothing like them is abnormal."""
+    A fraction: their (1 - contamination) quantile. "auto": median + 2.5 * 1.4826 * MAD, MAD the median absolute deviation from the
+    median; of the scores' logarithms where `logs`, by default where all are positive: errors and distances spread by factors.
+    Scores that are all equal give that score: nothing like them is abnormal."""
     check_contamination(contamination)
     known = np.asarray(scores, dtype=np.float64)
     known = known[~np.isnan(known)]

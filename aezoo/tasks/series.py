@@ -59,19 +59,19 @@ def detect_series(
 ) -> list[Interval]:
     """The abnormal stretches of a series, in order: a list of `Interval(start, end, severity)`.
 
-    A step's error is sqrt(mean over channels of (x - x^)^2), the squares averaged over all windows that the step is in. Steps above the
-    threshold are abnormal; stretches of them with at most `gap` steps between are joined.
+    A step's error is sqrt(mean over channels of (x - x^)^2), the squares averaged over all windows that the step is in. Steps
+    above the threshold are abnormal; stretches of them with at most `gap` steps between are joined.
 
     Args:
-        model: any model trained on windows of normal series: input_shape (W, C) (lstm_ae, tcn_ae, transformer_ae), (C, W) (conv_ae), or
-            (W * C,), step after step (`sliding_windows` makes such windows).
+        model: any model trained on windows of normal series: input_shape (W, C) (lstm_ae, tcn_ae, transformer_ae), (C, W)
+            (conv_ae), or (W * C,), step after step (`sliding_windows` makes such windows).
         series: (T,) or (T, C). NaN means that a value is missing: models that take NaN get it, others a line between its
             neighbours in time; its error is not counted, and a step of which nothing is there is never abnormal by itself.
         window: W; by default what the model takes. stride: steps between the starts of windows.
         normal: what the threshold is taken from: (start, stop) steps of this series, a slice, or a normal series of its own; by
             default all of `series`, of which then most should be normal.
-        threshold: "mad": median + k * 1.4826 * median absolute deviation of the normal steps' errors; "quantile": their `q`-quantile,
-            above which 1 - q of the normal steps are, too.
+        threshold: "mad": median + k * 1.4826 * median absolute deviation of the normal steps' errors; "quantile": their
+            `q`-quantile, above which 1 - q of the normal steps are, too.
         gap: by default W // 4. shortest: stretches of fewer steps are left out.
         batch_size: windows at once. device: where it computes.
 

@@ -20,7 +20,10 @@ import numpy as np
 
 work, limit = Path(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else float("inf")
 began = time.perf_counter()
-for path in sorted((work / "noisy").glob("*/*/*.npy")):
+noisy_images = (work / "noisy").glob("*/*/*.npy")
+for path in sorted(
+    noisy_images, key=lambda p: (p.parts[-3] == "BSD68", p.stem, p.parts[-2])
+):  # the small sets first, all sigmas alike
     target = work / "bm3d" / path.relative_to(work / "noisy")
     if target.with_suffix(".json").is_file():
         continue
