@@ -58,6 +58,7 @@ def main() -> int:
         wheel = next(Path(work, "wheel").glob("aezoo-*.whl"))
         subprocess.run([python, "-m", "pip", "install", "-q", f"{wheel}[notebooks]"], check=True)
         settings = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "AEZOO_QUICK")}
+        settings["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel is this environment's, whatever kernels the user has
         settings |= {} if options.full else {"AEZOO_QUICK": "1"}
         command = [python, "-c", RUN, work, *map(str, chosen)]
         return subprocess.run(command, cwd=work, env=settings).returncode
