@@ -200,7 +200,7 @@ class Codec:
         """Samples x (N, *input_shape), a tensor or array, as bytes: what an .aez file holds.
 
         8-bit integers stand for [0, 1], as everywhere, and a lossless codec gives them back as such. `together`: samples that a lossless
-        codec codes side by side: more is faster and takes more memory. Raises TypeError or ValueError for what the model does not take:
+        codec codes side by side, fewer where they are large. Raises TypeError or ValueError for what the model does not take:
         shapes, NaN, values out of range or, lossless, between the 256 (or 2) values."""
         x, as_bytes = checked(self.model, x, self.lossless)
         return self._write(x, as_bytes, None, positive("together", together), progress)
