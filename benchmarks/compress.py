@@ -248,7 +248,7 @@ def report(found: dict[str, Any], curves: dict[str, list[dict[str, Any]]]) -> st
         lines += [
             "",
             f"`{model.model['name']}`, {model.model['backbone']}, {model.model['latent_dim']} latents, {model.model['likelihood']}, "
-            f"{rows[0]['parameters']:,} weights, {model.fit['epochs']} epochs. {times[0]:.0f} s to compress, {times[1]:.0f} s to decompress.",
+            f"{rows[0]['parameters']:,} weights, {model.stop:,} steps of {model.fit['batch_size']}. {times[0]:.0f} s to compress, {times[1]:.0f} s to decompress.",
             "",
         ]
     lines += [

@@ -52,6 +52,9 @@ def parse() -> argparse.Namespace:
         "--bm3d-seconds", type=float, default=math.inf, help="stop BM3D after that long; the next call goes on"
     )
     parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument(
+        "--max-time", default=None, help="stop training after that long, wherever it is: seconds, or '1h'"
+    )
     parser.add_argument("--crops", type=int, default=32768)
     parser.add_argument("--crop", type=int, default=64, help="edge of a crop")
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -121,7 +124,7 @@ def main() -> None:
                 f"BM3D has {missing} images to go, and is compared on those it has; the same command goes on with them"
             )
     torch.set_num_threads(1)
-    model = aezoo.from_pretrained(o.run)
+    model = aezoo.from_pretrained(o.run / "last")  # the running average after the last step
     about = {
         "training": {**notes, "photographs": len(learn), "held_out": [p.name for p in held_out], "parameters": model.num_parameters,
                      "crops": o.crops, "crop": o.crop, "batch_size": training.BATCH, "seed": o.seed},

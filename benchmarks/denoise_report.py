@@ -76,6 +76,7 @@ def markdown(rows: list[dict[str, Any]], sides: Sequence[str], about: dict[str, 
                 f"| BSD68 | {m['sigma']} | *{name}* | *{psnr[m['sigma']]:.2f}* | | | |"
                 for name, psnr in PUBLISHED.items()
             ]
+    steps = f"{t['steps']:,}" + (f" of {t['of']:,} (its time was up)" if t["steps"] < t["of"] else "")
     few = [
         f"{m['images']} of {whole[m['set']]} of {m['set']} at sigma {m['sigma']}"
         for m in found
@@ -86,7 +87,7 @@ def markdown(rows: list[dict[str, Any]], sides: Sequence[str], about: dict[str, 
                   "over the images that it has."]  # fmt: skip
     lines += [
         "",
-        f"Training: {t['parameters']:,} parameters, {t['steps']:,} steps of {t['batch_size']} grey crops of {t['crop']} x {t['crop']} pixels "
+        f"Training: {t['parameters']:,} parameters, {steps} steps of {t['batch_size']} grey crops of {t['crop']} x {t['crop']} pixels "
         f"from {t['photographs']} photographs (held out: {', '.join(t['held_out'])}), sigma uniform in 0 to 55 for each crop, L1 loss, "
         f"{t['seconds'] / 60:.0f} minutes on a machine that other work shared, seed {t['seed']}. One model for all rows, not told sigma.",
         "",

@@ -81,11 +81,14 @@ def test_means_errors_and_the_page(piece):
     ours = next(m for m in report.means(rows, list(psnr)) if m["side"] == "aezoo")
     assert ours["psnr"] == 31.0 and ours["psnr_stderr"] == pytest.approx(math.sqrt(2) / math.sqrt(2))
     assert ours["gain"] == pytest.approx(0.3) and ours["gain_stderr"] == pytest.approx(0.2)
-    about = {"training": {"parameters": 5, "steps": 6, "batch_size": 16, "crop": 8, "photographs": 2, "held_out": ["a.png"],
+    about = {"training": {"parameters": 5, "steps": 6, "of": 7, "batch_size": 16, "crop": 8, "photographs": 2, "held_out": ["a.png"],
                           "seconds": 60.0, "seed": 0}, "hardware": "a CPU", "threads": 1, "torch": "2", "aezoo": "0"}  # fmt: skip
     page = report.markdown(rows, list(psnr), about)
     assert (
         "| BSD68 (2) | 25 | aezoo `unet_denoiser`, blind | 31.00 ± 1.00 | 0.5000 ± 0.0000 | +0.30 ± 0.20 | 1.0 |"
         in page
     )
+    assert "6 of 7 (its time was up) steps" in page and "not restored all" not in page
     assert "*28.57*" in page and "*29.23*" in page and "*26.23*" not in page
+    page = report.markdown([r for r in rows if r["side"] != "bm3d" or r["image"] == 0], list(psnr), about)
+    assert "1 of 2 of BSD68 at sigma 25" in page and "+0.50 ± nan" in page

@@ -366,7 +366,7 @@ def test_torchmetrics_figures_are_the_textbooks():
     mse = float((restored.double() - clean.double()).square().mean())
     assert got.psnr == pytest.approx(-10 * math.log10(mse), abs=1e-4)
     mirrored = [nn.functional.pad(t[None].double(), (5, 5, 5, 5), mode="reflect") for t in (restored, clean)]
-    assert got.ssim == pytest.approx(float(fn.ssim(*mirrored)[0]), abs=1e-5)
+    assert got.ssim == pytest.approx(float(fn.ssim(*mirrored)[0]), abs=1e-4)
     beyond = quality(clean + 2.0, clean)  # clamped to 1 first
     assert beyond.psnr == pytest.approx(-10 * math.log10(float((1 - clean.double()).square().mean())), abs=1e-4)
     assert quality(clean, clean).ssim == pytest.approx(1.0)

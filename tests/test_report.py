@@ -247,8 +247,8 @@ def test_bad_input(runs, tmp_path, capsys):
 
 
 def test_what_a_run_was_judged_on(tmp_path):
-    source, what = held_out({"data": {"source": "digits"}, "train": {"val": 0.1}})
-    assert what == "the test split of digits" and len(source) == 299
+    source, what = held_out({"data": {"source": "fashion-mini"}, "train": {"val": 0.1}})
+    assert what == "the test split of fashion-mini" and len(source) == 1000
     with pytest.raises(ValueError, match="given in Python"):
         held_out({"data": {"source": None}})
     import numpy as np
@@ -258,8 +258,8 @@ def test_what_a_run_was_judged_on(tmp_path):
     source, what = held_out(config)
     kept = aezoo.load_data(str(tmp_path / "x.npy")).split(0.3, 4)[1]
     assert len(source) == 3 and torch.equal(source.peek(3, torch.device("cpu")).x, kept.peek(3, torch.device("cpu")).x)
-    other = {**config, "train": {"val": {"source": "digits", "split": "test"}}}
-    assert len(held_out(other)[0]) == 299
+    other = {**config, "train": {"val": {"source": "fashion-mini", "split": "test"}}}
+    assert len(held_out(other)[0]) == 1000
 
 
 # -------------------------------------------------------------------------------------------------------------- charts

@@ -70,7 +70,7 @@ class Conv(Backbone):
         sizes = self.sizes(input_shape)
         flat = self.widths[-1] * math.prod(sizes[-1])
 
-        def ends(convs: list[nn.Module]) -> tuple[nn.Module, nn.Module]:
+        def ends(convs: Sequence[nn.Module]) -> tuple[nn.Module, nn.Module]:
             head = nn.Linear(flat, code_params * latent_dim)
             unhead = Tied(head, linear_transposed, flat) if self.tied else nn.Linear(latent_dim, flat)
             first = nn.Sequential(unhead, _ToMap((self.widths[-1], *sizes[-1]), convs[-1]))
@@ -84,7 +84,7 @@ class Conv(Backbone):
         """The grid is the smallest feature map; a 1x1 convolution each way leads to the code."""
         grid, conv = self.sizes(input_shape)[-1], _CONV[len(input_shape[1:] or (1,)) - 1]
 
-        def ends(convs: list[nn.Module]) -> tuple[nn.Module, nn.Module]:
+        def ends(convs: Sequence[nn.Module]) -> tuple[nn.Module, nn.Module]:
             head = conv(self.widths[-1], code_params * latent_dim, 1)
             if self.tied:
                 return Block(head, latent_dim), Tied(head, _head_transposed, self.widths[-1])
@@ -102,7 +102,7 @@ class Conv(Backbone):
     def _chain(
         self,
         input_shape: tuple[int, ...],
-        ends: Callable[[list[nn.Module]], tuple[nn.Module, nn.Module]],
+        ends: Callable[[Sequence[nn.Module]], tuple[nn.Module, nn.Module]],
         num_params: int,
     ) -> tuple[nn.Module, nn.Module]:
         """Convolutions and their mirror images; `ends` makes, of the convolutions, what leads to the code, and from it to the smallest

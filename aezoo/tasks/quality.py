@@ -39,7 +39,7 @@ def quality(restored: Tensor, clean: Tensor) -> Quality:
             f"two images (C, H, W) of one shape are compared; got {tuple(restored.shape)} and {tuple(clean.shape)}"
         )
     image = torchmetrics_image()
-    a, b = (t[None].detach().cpu().double().clamp(0, 1) for t in (restored, clean))
+    a, b = (t[None].detach().cpu().float().clamp(0, 1) for t in (restored, clean))
     psnr = float(image.peak_signal_noise_ratio(a, b, data_range=1.0))
     if min(a.shape[2:]) < SMALLEST:
         return Quality(psnr, torch.nan)
