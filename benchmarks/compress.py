@@ -35,7 +35,7 @@ from PIL import Image
 import aezoo
 from aezoo.data.images import read_image
 from aezoo.pictures import figure, plain_axes
-from aezoo.storage import write_bytes, write_json
+from aezoo.storage import read_json, write_bytes, write_json
 from aezoo.zoo import processor
 
 PUBLISHED = {"grey": {"BB-ANS": 1.41, "bz2": 1.42, "WebP": 2.10, "PNG": 2.79}, "binary": {"BB-ANS": 0.19}}
@@ -52,6 +52,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, default=HERE / "runs-compress", help="where trained models are kept")
     parser.add_argument("--seeds", type=int, default=3, help="of the lossless models")
     parser.add_argument("--images", type=int, default=10_000, help="test images")
+    parser.add_argument(
+        "--parts", default="lossless,lossy", help="what to run; the other's figures are read from --out"
+    )
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the results")
     return parser.parse_args()
 
@@ -282,12 +285,17 @@ def main() -> None:
     torch.set_num_threads(1)
     o.out.mkdir(parents=True, exist_ok=True)
     o.runs.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = {"hardware": f"{processor()}, one thread, torch {torch.__version__}", "images": o.images}
-    curves: dict[str, list[dict[str, Any]]] = {}
+    before = read_json(o.out / "compress.json") if (o.out / "compress.json").is_file() else {}
+    curves: dict[str, list[dict[str, Any]]] = before.pop("lossy", {})
+    found: dict[str, Any] = {
+        **before,
+        "hardware": f"{processor()}, one thread, torch {torch.__version__}",
+        "images": o.images,
+    }
     write: Callable[[], None] = lambda: write_json(o.out / "compress.json", {**found, "lossy": curves})  # noqa: E731
     grey = aezoo.load_data("mnist", root=o.data, split="test", limit=o.images).peek(o.images, torch.device("cpu")).x
     grey = (grey * 255).round().to(torch.uint8)
-    for name in ("grey", "binary"):
+    for name in ("grey", "binary") if "lossless" in o.parts else ():
         x = grey
         if name == "binary":
             drawn = aezoo.load_data("mnist", root=o.data, split="test", limit=o.images, binarize="static")
@@ -298,12 +306,14 @@ def main() -> None:
         for seed in range(o.seeds):
             found[name]["seeds"].append(lossless(name, seed, o, x))
             write()
-    curves[f"MNIST, {o.images:,} test images in one file"] = digits_curve(o, grey)
-    write()
-    if o.photos is not None:
+    if "lossy" in o.parts:
+        curves[f"MNIST, {o.images:,} test images in one file"] = digits_curve(o, grey)
+        write()
+    if "lossy" in o.parts and o.photos is not None:
         curves[f"{HELD_OUT} photographs"] = photos_curve(o)
         write()
-    draw(o.out / "COMPRESS.png", curves)
+    if curves:
+        draw(o.out / "COMPRESS.png", curves)
     text = report(found, curves)
     write_bytes(o.out / "COMPRESS.md", text.encode())
     print(json.dumps(found, indent=2))
