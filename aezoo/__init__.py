@@ -27,8 +27,13 @@ if TYPE_CHECKING:
     from .hub import from_pretrained, pull, push
     from .interop import load_foreign, save_foreign
     from .prior_fitting import fit_prior
+    from .reporting import report
     from .sampling import walkback
+    from .tasks.compress import Codec
     from .tasks.denoise import denoise
+    from .tasks.detect import detect
+    from .tasks.features import features
+    from .tasks.generate import interpolate, traverse
     from .train import Callback, FitResult, fit
     from .train.find import find_batch_size
     from .train.many import fit_many
@@ -36,6 +41,8 @@ if TYPE_CHECKING:
 
 _LAZY = {  # loaded on first use
     "Callback": "train",
+    "features": "tasks.features",
+    "Codec": "tasks.compress",
     "fit": "train",
     "fit_many": "train.many",
     "fit_prior": "prior_fitting",
@@ -43,11 +50,14 @@ _LAZY = {  # loaded on first use
     "load_data": "data",
     "load_foreign": "interop",
     "save_foreign": "interop",
+    "detect": "tasks.detect",
     "evaluate": "evaluation",
     "export": "exporting",
     "from_pretrained": "hub",
+    "interpolate": "tasks.generate",
     "pull": "hub",
     "push": "hub",
+    "report": "reporting",
     "write_card": "cards",
     "convert_pt": "convert",
     "denoise": "tasks.denoise",
@@ -56,6 +66,7 @@ _LAZY = {  # loaded on first use
     "find_batch_size": "train.find",
     "find_lr": "train.range_test",
     "LRResult": "train.range_test",
+    "traverse": "tasks.generate",
     "walkback": "sampling",
 }
 
@@ -64,20 +75,24 @@ __all__ = [
     "AEOutput",
     "BaseAE",
     "Callback",
+    "Codec",
     "FitResult",
     "LRResult",
     "convert_pt",
     "create_model",
     "denoise",
+    "detect",
     "encode_table",
     "evaluate",
     "export",
+    "features",
     "find_batch_size",
     "find_lr",
     "fit",
     "fit_many",
     "fit_prior",
     "from_pretrained",
+    "interpolate",
     "list_models",
     "load_data",
     "load_foreign",
@@ -85,7 +100,9 @@ __all__ = [
     "pull",
     "push",
     "register",
+    "report",
     "save_foreign",
+    "traverse",
     "walkback",
     "write_card",
 ]
@@ -96,10 +113,10 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
         globals()[name] = value
         return value
-    if name == "interop":
-        return importlib.import_module(".interop", __name__)
+    if name in ("interop", "sklearn", "tasks"):
+        return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "interop", "models", "__version__"])
+    return sorted([*__all__, "interop", "models", "sklearn", "tasks", "__version__"])

@@ -202,6 +202,7 @@ class BaseAE(nn.Module, metaclass=Recorded):
         return [Stage("train", 1.0, list(self.parameters()))]
 
     stage = 0  # which of `stages()` is being trained; the loop sets it
+    adapted: Any = None  # what `adapt` made this model of
     origin: dict[str, Any] | None = None  # what another library's file said beside sizes and weights, see `interop`
 
     # -------------------------------------------------------------------------------------------------------- training
@@ -219,7 +220,7 @@ class BaseAE(nn.Module, metaclass=Recorded):
         `x`, `target` (what to reconstruct; x itself by default): (B, *input_shape). Raises ValueError or TypeError for a wrong
         shape, dtype or an unexpected condition."""
         params, z, terms, metrics = self.propagate(x, target, condition)
-        return AEOutput(self.likelihood.mean(params), z, terms, shown(metrics))
+        return AEOutput(self.likelihood.mean(params), z, terms, self.reported(metrics))
 
     def propagate(self, x: Tensor, target: Tensor | None = None, condition: Tensor | None = None) -> Pass:
         """What `forward` and `loss` share: x -> code -> decoder output and terms."""
@@ -249,15 +250,20 @@ class BaseAE(nn.Module, metaclass=Recorded):
         total: Any = None
         for name, value in terms.items():
             weight = weights.get(name)
-            value = value if weight is None else weight * value
+            value = value if weight is None or (isinstance(weight, float) and weight == 1.0) else weight * value
             total = value if total is None else total + value
-        return AELoss(total, terms, averaged(metrics if self.reports_parts else shown(metrics)))
+        return AELoss(total, terms, averaged(self.reported(metrics)))
+
+    def reported(self, metrics: Terms) -> Terms:
+        """The metrics of a pass with or without parts of figures, as whoever asks wants them."""
+        return metrics if self.reports_parts else shown(metrics)
 
     reports_parts = False
 
     @contextmanager
     def reporting_parts(self) -> Iterator[None]:
-        """Inside the block, which the loop opens, the metrics of `loss` hold the parts of figures, too (`figures`)."""
+        """Inside the block, which the loop and `evaluate` open, the metrics of `loss` and of `model(x)` hold the parts of figures, too
+        (`figures`)."""
         before, self.reports_parts = self.reports_parts, True
         try:
             yield
@@ -382,6 +388,18 @@ class BaseAE(nn.Module, metaclass=Recorded):
             raise TypeError(
                 f"{what} has dtype {x.dtype}, but the model's weights are {weights}; pass {what}.to({weights})"
             )
+
+    def adapt(
+        self, input_shape: Sequence[int] | None = None, latent_dim: int | None = None, progress: bool = True
+    ) -> Any:
+        """A new model of the same configuration for samples of another shape, or with another `latent_dim`, with every weight that
+        fits: pictures of another size or number of channels, a wider or narrower code. `adapted` of the new model is the report, of
+        which one line is printed unless `progress=False`; `aezoo.adapting` says what becomes of which weight.
+
+        Raises ValueError for a shape or size that the configuration does not take, TypeError for a model around modules of your own."""
+        from .adapting import adapt
+
+        return adapt(self, input_shape, latent_dim, progress)
 
     def save_pretrained(self, directory: str | Path) -> Path:
         """Writes `config.json` (model name and every constructor keyword), `model.safetensors` and, in `checksums.json`, its

@@ -2,11 +2,13 @@
 
 The loop averages what a model reports over samples. That is right for a loss; but a mean of ratios is not the ratio of the whole, and
 a small batch cannot use all codes. So beside such a figure of the batch a model reports its *parts* among the metrics: means over
-the batch, of any shape, named "figure.part". The loop averages them over samples, too, in float64 where the device has it, and
-`folded` makes the figure of an epoch or of a validation set from their averages. Whoever else reads `model(x).metrics` or those of
-`model.loss(x)` sees the batch's figures alone.
+the batch, of any shape, named "figure.part"; those of a ratio are (B,), one for each sample, or such means. The loop averages them over
+samples, too, in float64 where the device has it, and `folded` makes the figure of an epoch or of a validation set from their averages;
+`aezoo.evaluate` makes ratios of the whole set of them. Whoever else reads `model(x).metrics` or those of `model.loss(x)` sees the
+batch's figures alone.
 
     "NAME.over", "NAME.under"                  NAME = over / under
+    "NAME.fired"                               how often each latent is used, (K,): NAME is the fraction that is used at all
     "fvu.left", ".spread", ".square", ".mean"  mean |x - x^|^2, mean |x - m|^2, |m|^2 and m, where m is the batch's mean:
                                                fvu = E[left] / (E[spread] + E[square] - |E[mean]|^2)
     "codes.BOOK"                               how often a sample uses each code of a codebook, (levels, K): "perplexity" and "usage",
@@ -27,13 +29,13 @@ from torch import Tensor
 from . import functional as fn
 from .wholebatch import batch_mean, whole_size
 
-_PART = re.compile(r"fvu\.(left|spread|square|mean)|codes\.\w*|\w+\.(over|under)")
+_PART = re.compile(r"fvu\.(left|spread|square|mean)|codes\.\w*|\w+\.(over|under|fired)")
 SAME = 1e-12  # variance over squared mean below which data count as constant: the rounding of means in float32
 
 
 def is_part(name: str) -> bool:
     """Is it a part of a figure, not a figure?"""
-    return _PART.fullmatch(name) is not None
+    return "." in name and _PART.fullmatch(name) is not None
 
 
 def shown(metrics: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -42,8 +44,9 @@ def shown(metrics: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def averaged(metrics: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Metrics of a pass, (B,) or scalar, as scalars without gradient; parts are means over the batch already."""
-    return {k: v.detach() if is_part(k) else v.detach().mean() for k, v in metrics.items()}
+    """Metrics of a pass, (B,) or scalar, as scalars without gradient; parts of other figures than ratios are means already."""
+    ready = {k for k in metrics if is_part(k) and not k.endswith((".over", ".under"))}
+    return {k: v.detach() if k in ready else v.detach().mean() for k, v in metrics.items()}
 
 
 def wide(x: Tensor) -> Tensor:
@@ -88,6 +91,8 @@ def folded(means: Mapping[str, Tensor]) -> dict[str, float]:
             result |= _codes(found)
         elif figure == "fvu":
             result["fvu"] = _fvu(**found)
+        elif "fired" in found:
+            result[figure] = float((found["fired"] > 0).double().mean())
         else:
             result[figure] = _ratio(**found)
     return result

@@ -7,6 +7,7 @@ from conftest import fit
 import aezoo
 from aezoo import figures
 from aezoo import functional as fn
+from aezoo.metrics.base import Ratio
 from aezoo.train.together import add_parts
 
 
@@ -110,6 +111,110 @@ def test_usage_and_perplexity_are_those_of_the_set(name, images):
     assert small["usage"]["mean"] == pytest.approx(usage) and small["perplexity"]["mean"] == pytest.approx(
         row["val_perplexity"]
     )
+
+
+def sparsely_labelled(n=90):
+    """Rows (0, 0, 3): classes are missing the more the later, so that a mean over batches is far from the ratio. The class follows
+    from the numbers where few have one."""
+    g = torch.Generator().manual_seed(3)
+    x = torch.randn(n, 3, generator=g)
+    x[:, 2] = torch.where(torch.arange(n) < n // 3, torch.randint(3, (n,), generator=g), (x[:, 0] > 0).long())
+    there = torch.rand(n, generator=g) < torch.linspace(1.2, 0.05, n)
+    x[~there, 2] = torch.nan
+    return x
+
+
+def linearised(hits, known):
+    """The ratio sum a / sum b and its standard error by hand, in float64."""
+    hits, known = hits[known].double(), known.sum()
+    ratio = float(hits.sum() / known)
+    return ratio, float(hits.std()) / float(known) ** 0.5
+
+
+@pytest.mark.parametrize("name", ["tabular_ae", "tabular_vae"])
+def test_accuracy_of_a_table_is_over_all_entries_that_are_there(name):
+    """In the rows of training, validation and evaluation, whatever the batches: at a rate of almost 0 nothing moves between the steps."""
+    x = sparsely_labelled()
+    torch.manual_seed(2)
+    model = aezoo.create_model(
+        name,
+        input_shape=(3,),
+        latent_dim=2,
+        columns=(0, 0, 3),
+        backbone="mlp(widths=(8,))",
+        likelihood="gaussian(sigma=1.0)" if name == "tabular_vae" else "mse",
+    )
+    model = fit(model, x, epochs=8, batch_size=10, lr=0.05).model
+    known = ~torch.isnan(x[:, 2])
+    right = model.reconstruct(x)[:, 2] == x[:, 2]
+    row = fit(model, x, val=x, epochs=1, batch_size=7, lr=1e-12).history[-1]
+    wanted, error = linearised(right, known)
+    each = [float(r.sum() / k.sum()) if k.any() else 0.0 for r, k in zip(right.split(7), known.split(7))]
+    assert abs(sum(each) / len(each) - wanted) > 0.02  # the mean of the batches' figures is another one
+    found = [aezoo.evaluate(model, x, metrics="loss", batch_size=size, device="cpu") for size in (40, 7, 512)]
+    if name == "tabular_ae":  # the other draws its codes
+        assert found[0]["accuracy"]["mean"] == pytest.approx(wanted, rel=1e-12)
+        assert found[0]["accuracy"]["stderr"] == pytest.approx(error, rel=1e-9)
+        assert row["val_accuracy"] == pytest.approx(wanted, rel=1e-6) and row["accuracy"] == pytest.approx(
+            wanted, rel=1e-6
+        )
+    assert found[0]["accuracy"]["samples"] == int(known.sum())
+    for other in found[1:]:
+        for key in ("mean", "stderr"):
+            assert other["accuracy"][key] == pytest.approx(found[0]["accuracy"][key], rel=1e-9)
+    assert not [k for k in (*found[0], *row, *model(x).metrics) if "." in k]
+    nothing = aezoo.evaluate(model, x[~known], metrics="accuracy", device="cpu")["accuracy"]
+    assert nothing["mean"] != nothing["mean"] and nothing["samples"] == 0
+
+
+def test_accuracy_of_aae_in_evaluation_is_over_all_labelled():
+    x, labels = drifting(60), torch.arange(60) % 3
+    labels[torch.arange(60) % 20 > torch.linspace(20, 0, 60)] = -1  # the rarer the later
+    torch.manual_seed(1)
+    model = aezoo.create_model("aae", input_shape=(6,), latent_dim=2, backbone="mlp(widths=(8,))", num_classes=3)
+    told, known = torch.utils.data.TensorDataset(x, labels), labels >= 0
+    wanted, error = linearised(model.classify(x).argmax(1) == labels, known)
+    for size in (40, 7):
+        found = aezoo.evaluate(model, told, metrics="accuracy", batch_size=size, device="cpu")["accuracy"]
+        assert found["mean"] == pytest.approx(wanted, rel=1e-12) and found["samples"] == int(known.sum())
+        assert found["stderr"] == pytest.approx(error, rel=1e-9)
+
+
+def test_a_ratio_of_many_entries_a_sample_has_the_jackknifes_error():
+    """Against leaving out one sample after the other, which the linearised error is the limit of; exactly the mean's for b = 1."""
+    g = torch.Generator().manual_seed(4)
+    under = torch.randint(0, 6, (400,), generator=g).double()
+    over = (under * torch.rand(400, generator=g)).round()
+    ratio = Ratio()
+    for a, b in zip(over.split(33), under.split(33)):
+        ratio.add(a, b, len(a))
+    got = ratio.figure()
+    assert got.mean == pytest.approx(float(over.sum() / under.sum()), rel=1e-12) and got.samples == int(
+        (under > 0).sum()
+    )
+    left_out = (over.sum() - over) / (under.sum() - under)
+    wanted = (399 / 400 * (left_out - left_out.mean()).square().sum()).sqrt()
+    assert got.stderr == pytest.approx(float(wanted), rel=0.01)
+    plain = Ratio()
+    plain.add(over, torch.ones(400), 400)
+    assert plain.figure().stderr == pytest.approx(float(over.std()) / 20, rel=1e-12)
+    pieces = Ratio()
+    pieces.add(torch.tensor(0.25), torch.tensor(0.5), 8)
+    assert pieces.figure().mean == 0.5 and pieces.figure().stderr != pieces.figure().stderr
+
+
+@pytest.mark.parametrize(("name", "options"), [SAES[0], SAES[1], SAES[4]], ids=str)
+def test_active_latents_of_an_epoch_are_those_of_all_its_samples(name, options):
+    """A batch of 4 with 3 latents each cannot use them all."""
+    x = torch.randn(45, 6, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(2)
+    model = aezoo.create_model(name, input_shape=(6,), latent_dim=40, **options)
+    fired = (model.encode(x) > 0).double()
+    wanted = float(fired.amax(0).mean())
+    assert float(fired[:8].amax(0).mean()) < wanted
+    row = fit(model, x, val=x, epochs=1, batch_size=4, lr=1e-12).history[-1]
+    assert row["active"] == pytest.approx(wanted) and row["val_active"] == pytest.approx(wanted)
+    assert float(model(x[:4]).metrics["active"]) == pytest.approx(float(fired[:4].amax(0).mean()))
 
 
 @pytest.mark.parametrize(

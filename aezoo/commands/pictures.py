@@ -118,7 +118,7 @@ def _size_of(path: Path) -> tuple[int, int]:
 
 
 def command_sample(argv: Sequence[str]) -> None:
-    """Draw new samples: aezoo sample RUN -n 64"""
+    """Draw new samples: aezoo sample RUN -n 64 [--condition LABEL]"""
     import torch
 
     from ..hub import from_pretrained
@@ -127,13 +127,17 @@ def command_sample(argv: Sequence[str]) -> None:
     parser = command_parser("sample", "Draws samples from a generative model and writes them as one picture.")
     parser.add_argument("run")
     parser.add_argument("-n", type=int, default=64)
+    parser.add_argument(
+        "--condition", type=int | None, default=None, help="label of all samples, on models that take one"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default=None, help="picture to write, by default RUN/samples.png")
     o = parse(parser, argv)
     run_file(o.run, "config.json")
     model = from_pretrained(o.run)
     with torch.no_grad():
-        x = model.sample(o.n, generator=torch.Generator().manual_seed(o.seed))
+        told = {} if o.condition is None else {"condition": torch.full((max(o.n, 0),), o.condition)}
+        x = model.sample(o.n, generator=torch.Generator().manual_seed(o.seed), **told)
     out = Path(o.out) if o.out else Path(o.run) / "samples.png"
     out = out if out.suffix else out.with_suffix(".png")
     out.parent.mkdir(parents=True, exist_ok=True)

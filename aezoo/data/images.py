@@ -55,3 +55,23 @@ def look(path: str | Path | BinaryIO) -> tuple[tuple[int, int], bool] | str:
             return size, image.mode not in ("1", "L", "LA", "I", "F") and not image.mode.startswith("I;")
     except Exception as error:
         return f"{type(error).__name__}: {error}"
+
+
+def ends_well(path: str | Path) -> bool:
+    """False if the last bytes are not those of a whole file of its kind: it is cut off, or has something behind its end."""
+    with open(path, "rb") as f:
+        start = f.read(12)
+        size = f.seek(0, 2)
+        f.seek(max(0, size - 64))
+        end = f.read()
+    if start.startswith(b"\x89PNG"):
+        return b"IEND" in end
+    if start.startswith(b"\xff\xd8"):
+        return b"\xff\xd9" in end
+    if start.startswith(b"GIF8"):
+        return end.endswith(b";")
+    if start.startswith(b"BM"):
+        return int.from_bytes(start[2:6], "little") <= size
+    if start.startswith(b"RIFF"):
+        return int.from_bytes(start[4:8], "little") + 8 <= size
+    return True

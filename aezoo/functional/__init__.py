@@ -58,6 +58,8 @@ from .patches import (
     take_rows,
     unpatchify,
 )
+from .paths import lerp, slerp
+from .posterior import draw_and_kl
 from .quantization import (
     bernoulli_entropy,
     entropy,
@@ -108,6 +110,7 @@ __all__ = [
     "covariance",
     "default_patch",
     "discretized_logistic_mixture_nll",
+    "draw_and_kl",
     "entropy",
     "exact_jacobian",
     "feature_matching",
@@ -130,6 +133,7 @@ __all__ = [
     "kl_decomposition",
     "laplace_nll",
     "laplace_smoothed",
+    "lerp",
     "lifetime_cutoff",
     "log_bessel_i",
     "log_mean_exp",
@@ -163,6 +167,7 @@ __all__ = [
     "sign_probabilities",
     "sign_totals",
     "sincos_positions",
+    "slerp",
     "sliced_wasserstein",
     "soft_bound",
     "sphere_log_area",

@@ -126,8 +126,8 @@ class Seen:
 
     @cached_property
     def out(self) -> AEOutput:
-        """One pass as in training, with its draws, in evaluation mode."""
-        with self.drawing(FORWARD):
+        """One pass as in training, with its draws, in evaluation mode; with the parts of figures that are no means over samples."""
+        with self.drawing(FORWARD), self.model.reporting_parts():
             return self.model(self.x, **self.told)
 
     @cached_property
@@ -351,3 +351,29 @@ class Mean:
         spread = max(0.0, self.squares / n - mean * mean) * n / max(1, n - 1)
         error = math.nan if self.whole_piece else math.sqrt(spread / n)
         return Figure(mean, error if math.isfinite(error) else math.nan, n)
+
+
+class Ratio:
+    """R = sum a / sum b of two figures of single samples, in float64, with its linearised standard error:
+
+    stderr^2 = n / (n - 1) * sum (a - R b)^2 / (sum b)^2 over the n samples whose b is not 0; that of the mean where b is 1."""
+
+    def __init__(self) -> None:
+        self.sums = torch.zeros(5, dtype=torch.float64)  # of a, b, a^2, ab, b^2
+        self.samples = 0
+        self.whole_piece = False
+
+    def add(self, over: Tensor, under: Tensor, samples: int) -> None:
+        """a and b, (n,) each, or 0-dim: then they stand for `samples` samples, and there is no standard error."""
+        self.whole_piece |= over.dim() == 0 or under.dim() == 0
+        a, b = (v.detach().cpu().double().expand(samples) for v in (over, under))
+        self.sums += torch.stack([a, b, a * a, a * b, b * b], 1).sum(0)
+        self.samples += int((b != 0).sum())
+
+    def figure(self) -> Figure:
+        a, b, aa, ab, bb = self.sums.tolist()
+        if b == 0:
+            return Figure(math.nan, math.nan, 0)
+        n, ratio = self.samples, a / b
+        left = max(0.0, aa - 2 * ratio * ab + ratio * ratio * bb) * n / max(1, n - 1)
+        return Figure(ratio, math.nan if self.whole_piece else math.sqrt(left) / abs(b), n)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from .. import functional as fn
-from .base import GROUPS, METRICS, Figure, Metric, Seen, Subject
+from ..figures import shown
+from .base import GROUPS, METRICS, Figure, Metric, Ratio, Seen, Subject
 from .checks import jackknife
 
 FLOOR = 1e-10  # of the squared error in `psnr`: 100 dB
@@ -22,7 +23,8 @@ class Loss(Metric):
     """The loss, its terms unweighted, and what the model watches beside them, e.g. "elbo", as in training but in evaluation mode.
 
     A term that belongs to a batch (the KL sparsity penalty, an MMD, an estimate of the total correlation) is that of pieces of
-    `batch_size`, at most 512, and such a scalar has no standard error. What other metrics take over the whole set is left to them."""
+    `batch_size`, at most 512, and such a scalar has no standard error. A ratio such as an accuracy over the entries that are there is
+    that of the whole set. What other metrics take over the whole set is left to them."""
 
     LEFT_OUT = ("active",)  # of a batch; 1 - "dead" of the whole set
 
@@ -31,11 +33,12 @@ class Loss(Metric):
         others = [m for name, m in METRICS.entries.items() if name != cls.name and not m.why_not(subject)]
         taken = {*cls.LEFT_OUT, *(figure for m in others for figure in m.figures(subject))}
         out = subject.first.out
-        return ["loss", *(name for name in (*out.terms, *out.metrics) if name not in taken)]
+        return ["loss", *(name for name in (*out.terms, *shown(out.metrics)) if name not in taken)]
 
     def __init__(self, subject: Subject):
         super().__init__(subject)
         self.wanted = set(self.figures(subject))
+        self.ratios: dict[str, Ratio] = {}
 
     def unit_of(self, figure: str) -> str:
         model = self.subject.model
@@ -49,6 +52,16 @@ class Loss(Metric):
         loss = torch.stack([t if t.dim() else t.expand(len(seen)) for t in weighted]).sum(0)
         named = {**out.terms, **out.metrics}
         return {"loss": loss, **{k: v for k, v in named.items() if k in self.wanted}}
+
+    def see(self, seen: Seen) -> None:
+        found = seen.out.metrics
+        for name in self.wanted:
+            if f"{name}.over" in found:
+                ratio = self.ratios.setdefault(name, Ratio())
+                ratio.add(found[f"{name}.over"], found[f"{name}.under"], len(seen))
+
+    def whole(self, kept: dict[str, Tensor]) -> dict[str, Figure]:
+        return {name: ratio.figure() for name, ratio in self.ratios.items()}
 
 
 @METRICS.register("mse")

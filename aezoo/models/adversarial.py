@@ -172,11 +172,11 @@ class AdversarialAE(BaseAE):
             share = batch_mean(known)  # labelled ones of the whole batch: the term's mean is one over them
             cross = F.cross_entropy(logits, condition.clamp_min(0), reduction="none")
             terms["classes"] = cross * known / torch.where(share > 0, share, 1)
-            hits = batch_mean((logits.argmax(1) == condition) * known)
+            hits = (logits.argmax(1) == condition) * known
             metrics |= {
-                "accuracy": hits / torch.where(share > 0, share, 1),
+                "accuracy": batch_mean(hits) / torch.where(share > 0, share, 1),
                 "accuracy.over": hits,
-                "accuracy.under": share,
+                "accuracy.under": known,
             }
         return Pass(params, z, terms, metrics)
 

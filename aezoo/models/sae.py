@@ -15,10 +15,9 @@ from torch import Tensor
 from .. import functional as fn
 from .. import sparse_ops
 from ..base import AELoss, AEOutput, Terms, count, positive
-from ..figures import shown
 from ..precision import Averaging
 from ..registry import register
-from ..wholebatch import batch_sum, whole_batch
+from ..wholebatch import batch_sum, whole_batch, whole_size
 from .sae_dictionary import SAE, RowDecoder, RowEncoder
 
 AUX = 1 / 32  # weight of AuxK, arXiv:2406.04093, appendix A.2
@@ -73,7 +72,7 @@ class LargestSAE(SAE):
         return {"aux": AUX if self.training else 0.0} if self.aux_k else {}
 
     def after_step(self) -> None:
-        if self.normalize_decoder and isinstance(self.decoder, RowDecoder):
+        if self.normalize_decoder and isinstance(self.decoder, RowDecoder) and self.decoder.training:  # not frozen
             self.decoder.normalize()
 
     def may_be_dead(self) -> bool:
@@ -134,8 +133,9 @@ class TopKSAE(LargestSAE):
 
     With likelihoods whose decoder emits logits, b_dec is a logit and subtracted all the same. Terms: "recon"; "aux", the share of
     the residual that the dead latents leave unexplained (0 while none is dead). Metrics: those of every SAE ("l0", "dead", "fvu") and
-    "active", fraction of all latents that are above 0 for some sample of the batch. `forward` fills in the dense code
-    z, whose gradient is exact; `loss`, which training calls, never builds it. Not twice differentiable."""
+    "active", fraction of all latents that are above 0 for some sample of the batch (in what the loop logs: for some sample of the
+    epoch, or of the validation set). `forward` fills in the dense code z, whose gradient is exact; `loss`, which training calls,
+    never builds it. Not twice differentiable."""
 
     paper = "arXiv:2406.04093"
 
@@ -144,8 +144,9 @@ class TopKSAE(LargestSAE):
         return torch.zeros_like(h).scatter(1, indices, values.relu()), {}
 
     def watched(self, l0: Tensor, fired: Tensor, params: Tensor, goal: Tensor) -> Terms:
-        active = (batch_sum(fired[None].float()) > 0).float().mean()
-        return {"active": active, **super().watched(l0, fired, params, goal)}
+        count = batch_sum(fired[None].float())
+        parts = {"active": (count > 0).float().mean(), "active.fired": count / whole_size(len(l0))}
+        return {**parts, **super().watched(l0, fired, params, goal)}
 
     # ------------------------------------------------------------------------------------------------- the sparse step
 
@@ -186,7 +187,7 @@ class TopKSAE(LargestSAE):
     def forward(self, x: Tensor, target: Tensor | None = None, condition: Tensor | None = None) -> AEOutput:
         if isinstance(x, Tensor) and self.is_sparse(x):
             params, code, terms, metrics = self.sparse_step(x, target, condition)
-            return AEOutput(self.likelihood.mean(params), sparse_ops.dense(code), terms, shown(metrics))
+            return AEOutput(self.likelihood.mean(params), sparse_ops.dense(code), terms, self.reported(metrics))
         return super().forward(x, target, condition)
 
     def loss(self, x: Tensor, target: Tensor | None = None, condition: Tensor | None = None) -> AELoss:

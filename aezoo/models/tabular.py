@@ -179,7 +179,8 @@ class Mixed(Likelihood):
 
     @torch.no_grad()
     def metrics(self, params: Tensor, x: Tensor) -> Terms:
-        """ "missing": share of a row's entries, (B,); "accuracy" of the most probable class, over all that are there."""
+        """ "missing": share of a row's entries, (B,); "accuracy" of the most probable class, over all that are there, and its parts, of
+        each row how many classes are right, and how many there are: (B,)."""
         flat = x.flatten(1)
         found = {"missing": fn.per_sample_mean(torch.isnan(flat).float())}
         if self.width:
@@ -187,6 +188,7 @@ class Mixed(Likelihood):
             right = fn.per_sample((self._logits(params).argmax(2) == classes).float())
             there = fn.per_sample((~torch.isnan(classes)).float())
             found["accuracy"] = batch_mean(right) / batch_mean(there).clamp_min(1e-12)
+            found |= {"accuracy.over": right, "accuracy.under": there}
         return found
 
 
@@ -265,7 +267,7 @@ class TabularAE(Tabular):
             continuous_bernoulli need numbers in [0, 1] and score them as they are.
 
     The reconstruction is in data space: numbers in their units, the index of the most probable class, at missing entries as well.
-    Metrics: "accuracy" of the classes that are there, "missing", the share of entries that are not."""
+    Metrics: "accuracy" of the classes that are there, over all rows together; "missing", the share of entries that are not."""
 
     paper = "arXiv:1807.03653"
     main_metric = "recon"
