@@ -42,7 +42,7 @@ from .samples import checked, restored, tensor_of
 
 FORMAT = 1  # of codec.json
 BATCH = 256
-AT_ONCE = 2**17  # data values that a lossless codec holds the tables of: about 100 MB
+AT_ONCE = 2**15  # data values that a lossless codec holds the tables of: about 25 MB; more is not faster
 
 
 class Codec:
