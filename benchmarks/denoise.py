@@ -17,7 +17,6 @@ import argparse
 import json
 import math
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -117,8 +116,6 @@ def main() -> None:
     if "bm3d" in sides:
         bm3d(o.work, o.envs, o.bm3d, o.bm3d_seconds)
         missing = sum(not done(o.work, s) for s in [*shots, *pictured])
-        if not all(done(o.work, s) for s in pictured):
-            sys.exit(f"BM3D has {missing} of {len(shots) + len(pictured)} images to go; run the same command again")
         if missing:
             print(
                 f"BM3D has {missing} images to go, and is compared on those it has; the same command goes on with them"
@@ -130,8 +127,9 @@ def main() -> None:
                      "crops": o.crops, "crop": o.crop, "batch_size": training.BATCH, "seed": o.seed},
         "hardware": processor(), "threads": 1, "torch": torch.__version__, "aezoo": aezoo.__version__,
     }  # fmt: skip
-    if "bm3d" in sides:
-        about["bm3d"] = json.loads((o.work / "bm3d" / pictured[0].place).with_suffix(".json").read_text())["bm3d"]
+    first = next((s for s in [*pictured, *shots] if "bm3d" in sides and done(o.work, s)), None)
+    if first is not None:
+        about["bm3d"] = json.loads((o.work / "bm3d" / first.place).with_suffix(".json").read_text())["bm3d"]
     rows = measured(model, shots, o.work, sides)
     text = report.markdown(rows, sides, about)
     print(text)
@@ -139,7 +137,13 @@ def main() -> None:
         json.dumps({**about, "means": report.means(rows, sides), "images": rows}, indent=1)
     )
     o.out.with_suffix(".md").write_text(text + "\n")
-    report.picture(o.out.with_suffix(".png"), pictured, o.work, lambda y: restored(model, y)[0], "bm3d" in sides)
+    report.picture(
+        o.out.with_suffix(".png"),
+        pictured,
+        o.work,
+        lambda y: restored(model, y)[0],
+        all(done(o.work, s) for s in pictured),
+    )
 
 
 if __name__ == "__main__":

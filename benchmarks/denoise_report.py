@@ -62,7 +62,6 @@ def markdown(rows: list[dict[str, Any]], sides: Sequence[str], about: dict[str, 
         "|---|---|---|---|---|---|---|",
     ]
     found = means(rows, sides)
-    whole = {m["set"]: m["images"] for m in found if m["side"] == "noisy"}
     for k, m in enumerate(found):
         gain = f"{m['gain']:+.2f} ± {m['gain_stderr']:.2f}" if "gain" in m else ""
         seconds = f"{m['cpu_seconds']:.1f}" if m["side"] != "noisy" else ""
@@ -77,10 +76,11 @@ def markdown(rows: list[dict[str, Any]], sides: Sequence[str], about: dict[str, 
                 for name, psnr in PUBLISHED.items()
             ]
     steps = f"{t['steps']:,}" + (f" of {t['of']:,} (its time was up)" if t["steps"] < t["of"] else "")
+    count = {(m["set"], m["sigma"]): m["images"] for m in found if m["side"] == "bm3d"}
     few = [
-        f"{m['images']} of {whole[m['set']]} of {m['set']} at sigma {m['sigma']}"
+        f"{count.get((m['set'], m['sigma']), 0)} of {m['images']} of {m['set']} at sigma {m['sigma']}"
         for m in found
-        if m["images"] < whole[m["set"]]
+        if "bm3d" in sides and m["side"] == "noisy" and count.get((m["set"], m["sigma"]), 0) < m["images"]
     ]
     if few:
         lines += ["", f"BM3D has not restored all images yet, only {'; '.join(few)}: its means are not those of whole sets, its gains are "

@@ -268,9 +268,12 @@ def run(o: argparse.Namespace, kept: dict[str, Any], environment: Callable[..., 
 
 
 def write(path: Path, kept: dict[str, Any]) -> None:
-    """Whole or not at all."""
+    """Whole or not at all; a line for each result."""
     draft = path.with_suffix(".part")
-    draft.write_text(json.dumps(kept, indent=0) + "\n")
+    rows = ",\n".join(
+        json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in r.items()}) for r in kept["results"]
+    )
+    draft.write_text(f'{{"environment": {json.dumps(kept.get("environment"))},\n"results": [\n{rows}\n]}}\n')
     draft.replace(path)
 
 
