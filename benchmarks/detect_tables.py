@@ -56,6 +56,11 @@ def render(kept: dict[str, Any]) -> str:
         f"*{machine.get('processor')}, {machine.get('cores')} cores, one thread a side; Python {machine.get('python')}; {versions}.*",
         "",
     ]  # fmt: skip
+    few = [m for m in methods if METHODS[m] == "pyod" and {r["seed"] for r in results if r["method"] == m} == {0}]
+    if few:
+        lines += [f"{' and '.join(few)}: one seed, for their time.", ""]
+    if kept.get("note"):
+        lines += [kept["note"], ""]
     for protocol in PROTOCOLS:
         some = [r for r in results if r["protocol"] == protocol]
         if some:
