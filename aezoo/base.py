@@ -250,7 +250,7 @@ class BaseAE(nn.Module, metaclass=Recorded):
         total: Any = None
         for name, value in terms.items():
             weight = weights.get(name)
-            value = value if weight is None else weight * value
+            value = value if weight is None or (isinstance(weight, float) and weight == 1.0) else weight * value
             total = value if total is None else total + value
         return AELoss(total, terms, averaged(self.reported(metrics)))
 

@@ -28,6 +28,7 @@ from .commands.pictures import command_reconstruct, command_sample
 from .commands.play import command_play
 from .commands.prior import command_fit_prior
 from .commands.report import command_report
+from .commands.start import started
 from .commands.zoo import command_zoo
 from .flags import command_parser, describe, parse, summary, train_config, train_help
 from .registry import MODELS, create_model, list_models, nearest, signature
@@ -144,9 +145,14 @@ def command_train(argv: Sequence[str]) -> None:
     if "-h" in argv or "--help" in argv:
         print(train_help(argv))
         return
-    config, name, resume = train_config(argv)
-    model, source = built(config, resume)
-    train = dict(config["train"])
+    resume = False
+    if (start := started(argv)) is not None:
+        model, source, settings, name = start
+    else:
+        config, name, resume = train_config(argv)
+        model, source = built(config, resume)
+        settings = config["train"]
+    train = dict(settings)
     train["out"] = train["out"] or _fresh(Path("runs") / name)
     fit(model, source, resume=resume, **train)
 

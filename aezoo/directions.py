@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .base import BaseAE, positive
 
-FEW = 256  # numbers up to which each is a way of its own
+FEW, MANY = 32, 256  # numbers up to which each is a way of its own; the latter where a KL keeps them apart
 REACH = 2.5  # standard deviations to each side of the mean
 
 
@@ -67,7 +67,7 @@ def directions(model: BaseAE, z: Tensor, most: int = 8) -> Directions:
         axes = torch.eye(numbers, dtype=flat.dtype, device=flat.device)[chosen]
         low, high = torch.minimum(flat.min(0).values[chosen], flat.new_zeros(())), flat.max(0).values[chosen]
         names = [f"latent {i + 1} (fires for {firing[i]:.0%})" for i in chosen.tolist()]
-    elif len(model.latent_shape) == 1 and numbers <= FEW:
+    elif len(model.latent_shape) == 1 and numbers <= (MANY if model.bound else FEW):
         spread = flat.std(0, correction=0)
         chosen = spread.argsort(descending=True, stable=True)[:most]
         axes = torch.eye(numbers, dtype=flat.dtype, device=flat.device)[chosen]

@@ -48,6 +48,11 @@ def to_unit(x: Tensor, like: Tensor | None = None) -> Tensor:
     return x.clamp(0, 1).nan_to_num(0.5)
 
 
+def near_unit(x: Tensor) -> bool:
+    """Whether x are estimates of data in [0, 1]: but for one value in fifty, all lie in (-0.25, 1.25)."""
+    return float(((x > -0.25) & (x < 1.25)).float().mean()) >= 0.98
+
+
 def grid(rows: Sequence[Tensor], gap: int = 2, smallest: int = 56) -> Any:
     """Rows of images (n, C, H, W) in [0, 1] -> one PIL image on white, small images magnified by a whole factor."""
     from PIL import Image

@@ -181,6 +181,12 @@ class Session:
         known = self.labels is not None and not self.labels.is_floating_point()
         return self.x[i : i + 1], int(self.labels[i]) if known else None  # type: ignore[index]
 
+    @property
+    def other(self) -> int:
+        """The number of the first sample of another label than the first sample's, else 1."""
+        differ = [] if self.labels is None else (self.labels != self.labels[0]).nonzero().flatten().tolist()
+        return int(differ[0]) if differ else 1
+
     @torch.no_grad()
     def shown(self, x: Tensor, label: int | None = None) -> Shown:
         """What the model makes of a sample (1, *input_shape)."""

@@ -186,11 +186,11 @@ def _between(gr: Any, session: Session) -> None:
         with gr.Column():
             field_a, number_a = _input(gr, session, "from", 0)
         with gr.Column():
-            field_b, number_b = _input(gr, session, "to", 1)
+            field_b, number_b = _input(gr, session, "to", session.other)
     share = gr.Slider(0, 1, value=0.5, step=0.01, label="how far from the one to the other", elem_id="share")
     begin = (None, None)
     if session.x is not None:
-        (a, la), (b, lb) = session.sample(0), session.sample(1)
+        (a, la), (b, lb) = session.sample(0), session.sample(session.other)
         begin = session.between(a, b, 0.5, (la, lb))
     with gr.Row():
         middle = _picture(gr, "between", value=begin[0], interactive=False, height=260, scale=1, elem_id="between")
@@ -219,17 +219,19 @@ def _noise(gr: Any, session: Session) -> None:
 
     assert session.noise is not None
     levels, word = session.levels, WORDS[session.noise.name]
+    middle = levels[len(levels) // 2]
+    begin: tuple[Any, Any, str] = (None, None, "") if session.x is None else _start(session, middle)
     with gr.Row():
         with gr.Column():
             field, number = _input(gr, session, "sample", 0)
             level = gr.Slider(
-                0 if word != "peak" else min(levels), max(levels), value=levels[len(levels) // 2], step=(max(levels) - 0) / 100,
+                0 if word != "peak" else min(levels), max(levels), value=middle, step=(max(levels) - 0) / 100,
                 label=f"{session.noise.name.replace('_', ' ')} noise, {word}", elem_id="level",
             )  # fmt: skip
             seed = gr.Slider(0, 99, value=0, step=1, label="draw of the noise")
-        noisy = _picture(gr, "what the model gets", interactive=False, height=380)
-        output = _picture(gr, "what it makes of it", interactive=False, height=380, elem_id="denoised")
-    note = gr.Markdown("", elem_id="errors")
+        noisy = _picture(gr, "what the model gets", value=begin[0], interactive=False, height=380)
+        output = _picture(gr, "what it makes of it", value=begin[1], interactive=False, height=380, elem_id="denoised")
+    note = gr.Markdown(begin[2], elem_id="errors")
     given = [part for part in (field, number) if part is not None]
 
     def work(where: float, draw: float, *chosen: Any) -> tuple[Any, Any, str]:
@@ -249,8 +251,6 @@ def _noise(gr: Any, session: Session) -> None:
             show_progress="hidden",
             trigger_mode="always_last",
         )
-    if session.x is not None:
-        noisy.value, output.value, note.value = _start(session, levels[len(levels) // 2])
 
 
 def _start(session: Session, level: float) -> tuple[Any, Any, str]:

@@ -19,6 +19,8 @@ class Trained(NamedTuple):
     model: dict[str, Any]
     data: dict[str, Any]
     fit: dict[str, Any]
+    stop: int
+    """Steps after which training ends, though the schedule is longer: a budget of minutes for a shared core."""
 
 
 MLP = "mlp(widths=(200,), activation='relu')"
@@ -27,6 +29,7 @@ RECIPES = {
         {"name": "vae", "latent_dim": 50, "backbone": MLP, "likelihood": "logistic_mixture(components=3)"},
         {"source": "mnist"},
         {"epochs": 16, "batch_size": 200, "lr": 2e-3, "schedule": "cosine"},
+        2100,
     ),
     "binary": Trained(
         {
@@ -37,16 +40,19 @@ RECIPES = {
         },
         {"source": "mnist", "binarize": "static"},
         {"epochs": 30, "batch_size": 200, "lr": 2e-3, "schedule": "cosine"},
+        3600,
     ),
     "codes": Trained(
         {"name": "ae", "latent_dim": 32, "backbone": "mlp(widths=(512, 256), activation='relu')"},
         {"source": "mnist"},
         {"epochs": 12, "batch_size": 200, "lr": 2e-3, "schedule": "cosine"},
+        1200,
     ),
     "photos": Trained(
         {"name": "tiny_ae", "latent_dim": 24, "backbone": "conv(widths=(32, 64, 128), kernel=5)"},
         {},
         {"steps": 2000, "batch_size": 16, "lr": 1e-3, "schedule": "cosine"},
+        544,
     ),
 }
 HELD_OUT = 6  # photographs, the last ones by name, that the model of photographs never saw
@@ -87,8 +93,17 @@ def trained(name: str, seed: int, data: str | None, photos: Path | None, runs: P
         source = aezoo.load_data(**recipe.data, root=data)
     begun = (folder / "config.json").is_file()
     aezoo.fit(
-        model, source, **recipe.fit, seed=seed, device="cpu", out=folder, resume=begun, progress=False, checkpoint_every=500
-    )  # fmt: skip
+        model,
+        source,
+        **recipe.fit,
+        seed=seed,
+        device="cpu",
+        out=folder,
+        resume=begun,
+        progress=False,
+        checkpoint_every=500,
+        callbacks=[lambda row: row["step"] < recipe.stop],
+    )
     model.save_pretrained(folder)
     (folder / "done").touch()
     return model

@@ -34,12 +34,16 @@ def means(rows: list[dict[str, Any]], sides: Sequence[str]) -> list[dict[str, An
     for group, sigma in dict.fromkeys((r["set"], r["sigma"]) for r in rows):
         here = {s: [r for r in rows if (r["set"], r["sigma"], r["side"]) == (group, sigma, s)] for s in sides}
         for side, some in here.items():
+            if not some:
+                continue
             row: dict[str, Any] = {"set": group, "sigma": sigma, "side": side, "images": len(some)}
             for figure_name in ("psnr", "ssim", "cpu_seconds"):
                 row[figure_name], row[f"{figure_name}_stderr"] = mean([r[figure_name] for r in some])
-            if side == "aezoo" and "bm3d" in here:
-                pairs = zip(some, here["bm3d"])
-                row["gain"], row["gain_stderr"] = mean([a["psnr"] - b["psnr"] for a, b in pairs])
+            if side == "aezoo" and here.get("bm3d"):
+                other = {r["image"]: r["psnr"] for r in here["bm3d"]}
+                row["gain"], row["gain_stderr"] = mean(
+                    [r["psnr"] - other[r["image"]] for r in some if r["image"] in other]
+                )
             found.append(row)
     return found
 
@@ -57,21 +61,33 @@ def markdown(rows: list[dict[str, Any]], sides: Sequence[str], about: dict[str, 
         "| set | sigma | method | PSNR | SSIM | gain on BM3D | seconds |",
         "|---|---|---|---|---|---|---|",
     ]
-    for m in means(rows, sides):
+    found = means(rows, sides)
+    for k, m in enumerate(found):
         gain = f"{m['gain']:+.2f} ± {m['gain_stderr']:.2f}" if "gain" in m else ""
         seconds = f"{m['cpu_seconds']:.1f}" if m["side"] != "noisy" else ""
         lines.append(
             f"| {m['set']} ({m['images']}) | {m['sigma']} | {NAMES[m['side']]} | {m['psnr']:.2f} ± {m['psnr_stderr']:.2f} | "
             f"{m['ssim']:.4f} ± {m['ssim_stderr']:.4f} | {gain} | {seconds} |"
         )
-        if m["set"] == "BSD68" and m["side"] == sides[-1]:
+        last = k + 1 == len(found) or (found[k + 1]["set"], found[k + 1]["sigma"]) != (m["set"], m["sigma"])
+        if m["set"] == "BSD68" and last:
             lines += [
                 f"| BSD68 | {m['sigma']} | *{name}* | *{psnr[m['sigma']]:.2f}* | | | |"
                 for name, psnr in PUBLISHED.items()
             ]
+    steps = f"{t['steps']:,}" + (f" of {t['of']:,} (its time was up)" if t["steps"] < t["of"] else "")
+    count = {(m["set"], m["sigma"]): m["images"] for m in found if m["side"] == "bm3d"}
+    few = [
+        f"{count.get((m['set'], m['sigma']), 0)} of {m['images']} of {m['set']} at sigma {m['sigma']}"
+        for m in found
+        if "bm3d" in sides and m["side"] == "noisy" and count.get((m["set"], m["sigma"]), 0) < m["images"]
+    ]
+    if few:
+        lines += ["", f"BM3D has not restored all images yet, only {'; '.join(few)}: its means are not those of whole sets, its gains are "
+                  "over the images that it has."]  # fmt: skip
     lines += [
         "",
-        f"Training: {t['parameters']:,} parameters, {t['steps']:,} steps of {t['batch_size']} grey crops of {t['crop']} x {t['crop']} pixels "
+        f"Training: {t['parameters']:,} parameters, {steps} steps of {t['batch_size']} grey crops of {t['crop']} x {t['crop']} pixels "
         f"from {t['photographs']} photographs (held out: {', '.join(t['held_out'])}), sigma uniform in 0 to 55 for each crop, L1 loss, "
         f"{t['seconds'] / 60:.0f} minutes on a machine that other work shared, seed {t['seed']}. One model for all rows, not told sigma.",
         "",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from tqdm import tqdm
 import aezoo
 from aezoo.data.files import files_in
 from aezoo.data.images import IMAGE_ENDINGS, read_image
+from aezoo.train.checkpoints import Checkpoints, read
 
 HELD_OUT = 2  # photographs that are not trained on: the first and the last by name, for validation and for the picture
 SCALES = (1.0, 0.85, 0.7, 0.55)  # a photograph made smaller holds finer detail for its pixels
@@ -65,12 +65,12 @@ def crops(paths: list[Path], count: int, edge: int, seed: int) -> Tensor:
 
 
 def trained(photos: Path, run: Path, o: argparse.Namespace) -> dict[str, Any]:
-    """Trains the run in folder `run`, or goes on with it, unless it has come to its end; returns its notes, {"seconds", "steps", "lr"}.
+    """Trains the run in folder `run`, or goes on with it, unless it has come to its end or to that of its time; returns its notes.
 
-    Seconds are those of all calls together that came to their end."""
+    {"steps": taken so far, "of": `o.steps`, "seconds": of all calls that came to an end, "stopped": why it ended, "lr"}."""
     note = run / "seconds.json"
-    done = json.loads(note.read_text()) if note.is_file() else {"seconds": 0.0, "steps": 0}
-    if done["steps"] >= o.steps:
+    done = json.loads(note.read_text()) if note.is_file() else {"seconds": 0.0, "steps": 0, "stopped": ""}
+    if done["steps"] >= o.steps or (done["stopped"] == "time" and o.max_time is not None):
         print(f"{run} is trained; delete it to train again")
         return done
     learn, held_out = parted(photos)
@@ -84,9 +84,16 @@ def trained(photos: Path, run: Path, o: argparse.Namespace) -> dict[str, Any]:
         corruption={"name": "gaussian", "sigma": SIGMA, "when": "always"},
     )
     data, val = crops(learn, o.crops, o.crop, o.seed), crops(held_out, VALIDATION, o.crop, o.seed + 1)
-    began = time.perf_counter()
-    aezoo.fit(model, data, val=val, steps=o.steps, batch_size=BATCH, lr=o.lr, schedule="cosine", warmup=200, clip=0.5, ema=0.999,
-              seed=o.seed, precision="fp32", compile=False, out=run, resume=(run / "config.yaml").is_file())  # fmt: skip
-    notes = {"seconds": round(done["seconds"] + time.perf_counter() - began, 1), "steps": o.steps, "lr": o.lr}
+    result = aezoo.fit(model, data, val=val, steps=o.steps, batch_size=BATCH, lr=o.lr, schedule="cosine", warmup=200, clip=0.5, ema=0.999,
+                       seed=o.seed, precision="fp32", compile=False, max_time=o.max_time, out=run,
+                       resume=(run / "config.yaml").is_file())  # fmt: skip
+    steps = read(Checkpoints(run / "checkpoints").paths()[-1])[0]["step"]
+    notes = {
+        "seconds": round(done["seconds"] + result.seconds, 1),
+        "steps": steps,
+        "of": o.steps,
+        "stopped": result.stopped,
+        "lr": o.lr,
+    }
     note.write_text(json.dumps(notes))
     return notes

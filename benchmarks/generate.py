@@ -46,10 +46,10 @@ MODELS: dict[str, dict[str, Any]] = {
         "decay": 0.95,
     },
 }
-STEPS = {"ae": 3000, "rae": 2000, "vae": 3000, "wae_mmd": 2000, "vq_vae": 1000}
-DENSITIES = {"normal": {}, "gmm": {"components": 10}, "flow": {"steps": 1000}}
-INDICES = {"autoregressive": {"width": 64, "layers": 2, "steps": 1000, "lr": 2e-3}}
-CODES = 20_000  # training pictures whose codes a prior is fitted to
+STEPS = {"ae": 1000, "rae": 700, "vae": 1000, "wae_mmd": 700, "vq_vae": 400}
+DENSITIES = {"normal": {}, "gmm": {"components": 10}, "flow": {"steps": 600}}
+INDICES = {"autoregressive": {"width": 64, "layers": 2, "steps": 500, "lr": 3e-3}}
+CODES = 10_000  # training pictures whose codes a prior is fitted to
 FIGURES = ("frechet_distance", "precision", "recall")
 ACROSS = 14  # samples of a row of the picture
 
@@ -59,7 +59,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", default=os.environ.get("AEZOO_DATA"), help="folder that holds FashionMNIST/raw")
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--samples", type=int, default=10_000, help="of each prior, and real pictures beside them")
+    parser.add_argument("--samples", type=int, default=5_000, help="of each prior, and real pictures beside them")
     parser.add_argument("--share", type=float, default=1.0, help="of the training steps")
     parser.add_argument("--minutes", type=float, default=math.inf, help="no model is begun after these")
     parser.add_argument("--device", default="auto")

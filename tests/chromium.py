@@ -103,6 +103,12 @@ class Page:
     def pointer(self, x, y, kind="mouseMoved"):
         self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y)
 
+    def upload(self, selector, path):
+        """Chooses a file for the first field that fits."""
+        root = self.send("DOM.getDocument")["root"]["nodeId"]
+        node = self.send("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.send("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
+
     def screenshot(self, path, whole=True):
         if whole:
             height = self.value("Math.ceil(document.documentElement.scrollHeight)")

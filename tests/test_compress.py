@@ -18,7 +18,7 @@ from aezoo.storage import sha256
 from aezoo.tasks import aez, ans, exact
 from aezoo.tasks.bits_back import BitsBack, schedule
 from aezoo.tasks.latent_tables import groups_of, make_tables, pop_codes, push_codes
-from aezoo.tasks.tiles import cut, joined
+from aezoo.tasks.mosaic import cut, joined
 
 SMALL = "mlp(widths=(8,))"
 
@@ -341,7 +341,10 @@ def test_indices_are_coded_exactly(name):
     model = aezoo.create_model(name, (1, 6, 6), **backbones, **latent).eval()
     x = torch.rand(12, 1, 6, 6)
     codec = aezoo.Codec.fit(model, x, progress=False)
-    assert codec.steps is None and torch.equal(quiet(codec, x), model.reconstruct(x))
+    held = aez.read(codec.compress(x, progress=False))
+    q = pop_codes(ans.opened(held.payload), 12, groups_of(model), codec.lows, codec.tables)
+    assert codec.steps is None and np.array_equal(q, model.indices(x).flatten(1).numpy())
+    assert torch.allclose(quiet(codec, x), model.reconstruct(x), atol=1e-6)
 
 
 BITS_BACK = """autoencoder_kl beta_tc_vae beta_vae capacity_vae ciwae conv_vae cvae dip_vae factor_vae info_vae iwae miwae resnet_vae
@@ -501,6 +504,8 @@ def test_data_that_cannot_be_coded(grey, binary, lossy):
         (x[:2].float(), ValueError, "divide by 255"),
         (x[:2].float() / 255 + 1e-3 * (x[:2] < 200), ValueError, "lossless for the 256 values"),
         (x[:2].double() / 255, TypeError, "float64"),
+        (x[:2].float() / 255 * math.nan, ValueError, "sample 0 holds NaN"),
+        (x[:2, :, :2], ValueError, "shape"),
         (x[:2].float() / 255 - 1, ValueError, r"needs data in \[0, 1\]"),
     ]:
         with pytest.raises(error, match=say):

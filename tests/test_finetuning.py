@@ -352,6 +352,31 @@ def test_as_a_flag_and_in_yaml(tmp_path, said, capsys):
     assert "Did you mean 'encoder'" in capsys.readouterr().err
 
 
+def test_from_a_trained_model_on_the_command_line(tmp_path, capsys):
+    """Other data in shape and channels: weights carried over, the encoder untouched, and the run goes on by itself."""
+    model = model_of("ae")
+    model.save_pretrained(tmp_path / "old")
+    np.save(tmp_path / "x.npy", torch.rand(32, 3, 10, 10).numpy())
+    base = ["train", "--from", str(tmp_path / "old"), "--data", str(tmp_path / "x.npy"), "--train.device", "cpu"]
+    run = tmp_path / "run"
+    main([*base, "--train.freeze", "encoder", "--train.steps", "2", "--out", str(run), "--model.latent_dim", "6"])
+    assert "ae (1, 12, 12) -> 4 becomes (3, 10, 10) -> 6" in capsys.readouterr().out
+    main(["train", "--resume", str(run), "--train.steps", "3"])
+    now, wanted = aezoo.from_pretrained(run), model.adapt(input_shape=(3, 10, 10), latent_dim=6, progress=False)
+    assert now.input_shape == (3, 10, 10) and torch.equal(now.encoder[0].layer.weight, wanted.encoder[0].layer.weight)
+    assert not torch.equal(now.decoder[1].layer.weight, wanted.decoder[1].layer.weight)
+    for flags, said in (
+        (["--model.backbone", "conv"], "--model.backbone: with --from the model is the trained one"),
+        (["--resume", str(run)], "leave --from out"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*base, *flags])
+        assert said in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["train", "--from"])
+    assert "--from needs a model" in capsys.readouterr().err
+
+
 # --------------------------------------------------------------------------------------- from a trained model, in small
 
 

@@ -115,6 +115,43 @@ def test_tensorboard(images, tmp_path):
     assert events.Images("curves")[0].width > 100
 
 
+def test_pictures_in_tensorboard(images, tmp_path, monkeypatch):
+    """Reconstructions and samples at every evaluation, by the weights of that step; the run is the one without them."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from aezoo.train import loggers
+
+    monkeypatch.setattr(loggers, "IMAGES_EVERY", 0.0)
+    monkeypatch.setattr("aezoo.pictures.draw_run", lambda *given: ([], []))
+    options = {"epochs": 2, "val": 0.25, "seed": 5}
+    with_them = fit(model_of("vae"), images, logger="tensorboard", out=tmp_path, **options)
+    assert same(with_them.model, fit(model_of("vae"), images, **options).model)
+    events = EventAccumulator(str(tmp_path / "tensorboard"), {"images": 0})
+    events.Reload()
+    for tag in ("held-out/reconstructions", "held-out/samples"):
+        assert [e.step for e in events.Images(tag)] == [3, 6]
+    first, last = (
+        np.asarray(Image.open(io.BytesIO(e.encoded_image_string))) for e in events.Images("held-out/reconstructions")
+    )
+    top = slice(0, 60)  # 12 pixels magnified by 5, and a gap of 2
+    assert (first[top] == last[top]).all() and (first[62:] != last[62:]).any()
+    held = aezoo.load_data(images).split(0.25, 5)[1].peek(8, torch.device("cpu")).x
+    for row, x in ((slice(0, 60), held), (slice(62, 122), with_them.model.reconstruct(held).detach())):
+        shown = np.stack([last[row][::5, 62 * j : 62 * j + 60 : 5, 0] for j in range(8)])
+        assert abs(shown / 255 - x[:, 0].clamp(0, 1).numpy()).max() < 0.01
+
+
+def test_a_picture_that_fails_ends_no_training(images, tmp_path, monkeypatch):
+    monkeypatch.setattr("aezoo.pictures.grid", lambda rows: 1 / 0)
+    with pytest.warns(UserWarning, match="no pictures in TensorBoard: ZeroDivisionError"):
+        result = fit(model_of("ae"), images, epochs=2, logger="tensorboard", out=tmp_path)
+    assert len(result.history) == 2
+
+
 def test_tensorboard_that_is_missing(images, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ImportError, match=r"pip install 'aezoo\[tensorboard\]'"):

@@ -24,7 +24,7 @@ LINK = re.compile(r"""(?:src|href|url)\s*[=(]\s*['"]?(?!#|data:)([^'")\s>]+)""")
 class Tags(HTMLParser):
     """What a page consists of; raises if a tag is left open."""
 
-    void = {"meta", "link", "img", "br", "path", "circle", "line", "rect"}
+    void = frozenset({"meta", "link", "img", "br", "path", "circle", "line", "rect"})
 
     def __init__(self, text):
         super().__init__()
@@ -46,9 +46,9 @@ class Tags(HTMLParser):
         if tag not in self.void:
             assert self.open.pop() == tag
 
-    handle_startendtag = lambda self, tag, attributes: (
-        self.handle_starttag(tag, attributes) if tag in self.void else None
-    )
+    def handle_startendtag(self, tag, attributes):
+        if tag in self.void:
+            self.handle_starttag(tag, attributes)
 
 
 def read(path):
@@ -76,6 +76,8 @@ def runs(tmp_path_factory):
         "ladder_vae": aezoo.create_model("ladder_vae", input_shape=(1, 12, 12), latent_dim=2, backbone="conv(widths=(4, 8))"),
         "contractive_ae": aezoo.create_model("contractive_ae", input_shape=(1, 12, 12), latent_dim=6),
     }  # fmt: skip
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr("aezoo.pictures.draw_run", lambda *given: ([], []))  # pictures that no page shows
     for name, model in models.items():
         fit(model, (x, y), epochs=2, val=0.25, out=folder / name)
     series = torch.sin(torch.linspace(0, 6, 20)[None, :, None] * torch.rand(30, 1, 2).add(0.5))
@@ -94,6 +96,7 @@ def runs(tmp_path_factory):
         epochs=1,
         out=folder / "tabular_ae",
     )
+    monkeypatch.undo()
     data = {"lstm_ae": series, "tabular_ae": rows}
     return folder, {name: data.get(name, (x, y)) for name in [*models, "lstm_ae", "tabular_ae"]}
 
@@ -203,7 +206,7 @@ def test_damaged_weights_fall_back_to_a_checkpoint(runs, tmp_path):
     )
 
 
-def test_a_saved_model_and_data_of_ones_own(runs, tmp_path, capsys):
+def test_a_saved_model_and_data_of_ones_own(runs, tmp_path):
     folder, data = runs
     aezoo.from_pretrained(folder / "vae").save_pretrained(tmp_path / "model")
     torch.manual_seed(0)
@@ -227,7 +230,7 @@ def test_a_saved_model_and_data_of_ones_own(runs, tmp_path, capsys):
 
 
 def test_bad_input(runs, tmp_path, capsys):
-    folder, data = runs
+    folder, _ = runs
     with pytest.raises(FileNotFoundError, match="no run folder"):
         aezoo.report(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match=r"neither config\.yaml nor config\.json"):
@@ -239,13 +242,13 @@ def test_bad_input(runs, tmp_path, capsys):
     with pytest.raises(ValueError, match="is a folder; name a file"):
         aezoo.report(folder / "vae", out=tmp_path)
     with pytest.raises(SystemExit, match="2"):
-        main(["report", str(folder / "vae"), "--sample", "3"])
+        main(["report", str(folder / "vae"), "--smaples", "3"])
     assert "Did you mean" in capsys.readouterr().err
 
 
 def test_what_a_run_was_judged_on(tmp_path):
-    source, what = held_out({"data": {"source": "digits"}, "train": {"val": 0.1}})
-    assert what == "the test split of digits" and len(source) == 299
+    source, what = held_out({"data": {"source": "fashion-mini"}, "train": {"val": 0.1}})
+    assert what == "the test split of fashion-mini" and len(source) == 1000
     with pytest.raises(ValueError, match="given in Python"):
         held_out({"data": {"source": None}})
     import numpy as np
@@ -255,8 +258,8 @@ def test_what_a_run_was_judged_on(tmp_path):
     source, what = held_out(config)
     kept = aezoo.load_data(str(tmp_path / "x.npy")).split(0.3, 4)[1]
     assert len(source) == 3 and torch.equal(source.peek(3, torch.device("cpu")).x, kept.peek(3, torch.device("cpu")).x)
-    other = {**config, "train": {"val": {"source": "digits", "split": "test"}}}
-    assert len(held_out(other)[0]) == 299
+    other = {**config, "train": {"val": {"source": "fashion-mini", "split": "test"}}}
+    assert len(held_out(other)[0]) == 1000
 
 
 # -------------------------------------------------------------------------------------------------------------- charts
@@ -274,7 +277,7 @@ def test_ticks_are_round_and_inside():
         "0",
         "12.3k",
         "2M",
-        "0.00012".replace("0.00012", "1.2e-4"),
+        "0.00012",
         "0.25",
     ]
 
@@ -290,23 +293,23 @@ def test_axes_are_affine_and_bars_count():
 def test_errors_are_red_above_and_blue_below():
     uri = re.search(r'src="(.*?)"', pieces.signed(torch.tensor([[[0.5, -0.5, 0.0]]]), 0.5, "e"))[1]
     image = Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))
-    assert list(image.getdata()) == [(*pieces.OVER, 255), (*pieces.UNDER, 255), (*pieces.UNDER, 0)]
+    assert [image.getpixel((i, 0)) for i in range(3)] == [(*pieces.OVER, 255), (*pieces.UNDER, 255), (*pieces.UNDER, 0)]
 
 
 def test_names_from_files_are_escaped(runs, tmp_path):
     folder, data = runs
-    run = tmp_path / "<script>alert(1)</script>"
     shutil.copytree(folder / "vae", tmp_path / "a")
-    (tmp_path / "a").rename(tmp_path / "x<img src=y>")
-    run = tmp_path / "x<img src=y>"
+    (tmp_path / "a").rename(tmp_path / "x<img onerror=y>")
+    run = tmp_path / "x<img onerror=y>"
     text, _ = read(aezoo.report(run, data=data["vae"], samples=8))
-    assert "<img src=y>" not in text
+    assert "<img onerror=y>" not in text
 
 
 # ------------------------------------------------------------------------------------------------------------- browser
 
 
 @chromium.needed
+@pytest.mark.slow
 def test_in_a_browser_every_image_loads_and_no_script_fails(runs, tmp_path):
     folder, data = runs
     pages = [

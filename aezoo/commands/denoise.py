@@ -58,7 +58,7 @@ def command_denoise(argv: Sequence[str]) -> None:
 def _run(o: Any) -> None:
     from tqdm import tqdm
 
-    from ..data.images import IMAGE_ENDINGS, look, read_image
+    from ..data.images import IMAGE_ENDINGS, read_image
     from ..hub import from_pretrained
     from ..pictures import save_image
     from ..tasks.before_after import before_after
@@ -81,11 +81,13 @@ def _run(o: Any) -> None:
     if compared:
         torchmetrics_image()  # before the work, not after it
     grey = 0
-    for path in files:  # so that a damaged file does not end the work halfway
-        seen = look(path)
-        if isinstance(seen, str):
-            raise ValueError(f"{path} cannot be read as an image: {seen}")
-        grey += shape[0] == 1 and seen[1]
+    for i, path in enumerate(files):  # so that a damaged file does not end the work halfway
+        size, colour = _looked(path)
+        grey += shape[0] == 1 and colour
+        if clean and _looked(clean[i])[0] != size:
+            raise ValueError(
+                f"{clean[i]} has {_words(_looked(clean[i])[0])} pixels, and {path} has {_words(size)}: they are not of the same picture"
+            )
     condition = o.condition
     if condition is not None and getattr(model, "num_classes", None):
         condition = int(condition)
@@ -99,10 +101,6 @@ def _run(o: Any) -> None:
     for i, (path, target) in enumerate(zip(tqdm(files, "denoise", delay=2, leave=False), targets)):
         x = read_image(path, channels=shape[0]).to(dtype) / 255
         goal = read_image(clean[i], channels=shape[0]).to(dtype) / 255 if clean else None
-        if goal is not None and goal.shape != x.shape:
-            raise ValueError(
-                f"{clean[i]} has {_size(goal)} pixels, and {path} has {_size(x)}: they are not of the same picture"
-            )
         if o.sigma is not None:
             goal, x = x, noisy(x, o.sigma / 255, o.seed, i)
         y = denoise(model, x, tile=o.tile or "auto", condition=condition, progress=False)
@@ -149,6 +147,9 @@ def _partners(clean: str | None, files: Sequence[Path]) -> list[Path]:
             raise ValueError(f"--clean {clean} is no image ({', '.join(IMAGE_ENDINGS)})")
         return found
     by_name = {p.stem: p for p in found}
+    if len(by_name) < len(found):
+        twice = next(p for p in found if by_name[p.stem] != p)
+        raise ValueError(f"--clean {clean} holds several images named {twice.stem!r}: {twice}, {by_name[twice.stem]}")
     for path in files:
         if path.stem not in by_name:
             raise ValueError(f"--clean {clean} holds no image named {path.stem!r}.{nearest(path.stem, by_name)}")
@@ -164,5 +165,15 @@ def _means(before: Sequence[Any], after: Sequence[Any]) -> str:
     return ", ".join(words)
 
 
-def _size(x: Tensor) -> str:
-    return f"{x.shape[1]}x{x.shape[2]}"
+def _looked(path: Path) -> tuple[tuple[int, int], bool]:
+    """((height, width), has colour). Raises ValueError for what is no image."""
+    from ..data.images import look
+
+    seen = look(path)
+    if isinstance(seen, str):
+        raise ValueError(f"{path} cannot be read as an image: {seen}")
+    return seen
+
+
+def _words(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"

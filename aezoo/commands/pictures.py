@@ -122,7 +122,7 @@ def command_sample(argv: Sequence[str]) -> None:
     import torch
 
     from ..hub import from_pretrained
-    from ..pictures import is_image, samples
+    from ..pictures import is_image, near_unit, samples
 
     parser = command_parser("sample", "Draws samples from a generative model and writes them as one picture.")
     parser.add_argument("run")
@@ -141,7 +141,7 @@ def command_sample(argv: Sequence[str]) -> None:
     out = Path(o.out) if o.out else Path(o.run) / "samples.png"
     out = out if out.suffix else out.with_suffix(".png")
     out.parent.mkdir(parents=True, exist_ok=True)
-    samples(out, x, x.clamp(0, 1) if model.likelihood.support or (x.min() > -0.5 and x.max() < 1.5) else x)
+    samples(out, x, x.clamp(0, 1) if model.likelihood.support or near_unit(x) else x)
     print(f"{o.n} samples in {out}")
     if not is_image(x.shape[1:]):
         import numpy as np

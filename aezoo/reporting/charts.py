@@ -259,7 +259,7 @@ def across(title: str, values: Sequence[float], labels: Sequence[str], note: str
             f'<rect class="bar" x="{left}" y="{y + 0.14 * row:.1f}" width="{max(width, 0.6):.1f}" height="{0.72 * row:.1f}"/>'
         )
         parts.append(f'<text class="tick" x="{left + width + 6:.1f}" y="{middle:.1f}">{short(value)}</text>')
-    return figure(title, "".join(parts), note=note)
+    return figure(title, "".join(parts), note=note, height=round(2 * TOP + row * len(values)))
 
 
 def scatter(

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.functional import jacobian
 
 from .. import functional as fn
 from ..models.contractive import ContractiveAE
@@ -449,7 +450,7 @@ def contraction(m: Material) -> Section | None:
         return model.encode(v[None]).flatten()
 
     with torch.enable_grad():
-        jacobians = torch.stack([torch.func.jacrev(code)(v).detach().flatten(1) for v in x])
+        jacobians = torch.stack([jacobian(code, v).flatten(1) for v in x])
     values = torch.linalg.svdvals(jacobians.double().cpu()).mean(0)
     points = [(i + 1.0, float(v)) for i, v in enumerate(values[:100]) if v > 0]
     chart = charts.lines("singular values of dh/dx", [charts.Line("mean", "val", points)], "rank", log=len(points) > 1)

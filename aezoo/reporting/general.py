@@ -149,7 +149,7 @@ def errors(m: Material) -> Section | None:
     log = float(kept.min()) > 0 and float(kept.max() / kept.median().clamp_min(1e-30)) > 20
     drawn = [
         charts.histogram(
-            m.error_name + " of a sample",
+            "squared error of a sample",
             kept.tolist(),
             "mean over its entries",
             log_x=log,
@@ -286,7 +286,7 @@ def latent_map(m: Material) -> Section | None:
     said = f"The codes of {n:,} samples of {m.what}" + (
         ", as they are." if dims <= 2 else f": {dims:,} numbers each, on their first two principal components."
     )
-    said += " Point at one to see the sample" + ("; a label on the right shows its own alone." if key else ".")
+    said += " Point at one to see the sample" + ("; press a label to see its own alone." if key else ".")
     return Section("map", "Latent map", said, f'<div class="mapbox" {_thumbs(m, n)}>{drawn}{key}</div>')
 
 

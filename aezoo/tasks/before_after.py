@@ -22,7 +22,7 @@ def before_after(path: str | Path, rows: Sequence[Mapping[str, Tensor]], edge: i
             top, left = (x.shape[1] - height) // 2, (x.shape[2] - width) // 2
             shown = as_images(x[None, :, top : top + height, left : left + width])[0].clamp(0, 1)
             ax = fig.add_subplot(len(rows), across, i * across + j + 1)
-            ax.imshow(shown.permute(1, 2, 0).expand(-1, -1, 3), interpolation="nearest")
+            ax.imshow(shown.permute(1, 2, 0).expand(-1, -1, 3).numpy(), interpolation="nearest")
             ax.set_title(title, loc="left", color=INK, fontsize=9)
             ax.set_axis_off()
     fig.savefig(path, dpi=120, facecolor="white")

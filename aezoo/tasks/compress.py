@@ -42,7 +42,7 @@ from .samples import checked, restored, tensor_of
 
 FORMAT = 1  # of codec.json
 BATCH = 256
-AT_ONCE = 2**17  # data values that a lossless codec holds the tables of: about 100 MB
+AT_ONCE = 2**15  # data values that a lossless codec holds the tables of: about 25 MB; more is not faster
 
 
 class Codec:
@@ -129,7 +129,9 @@ class Codec:
             if not indexed(model):
                 rounded(z, np.ones(int(groups.max()) + 1), groups)  # finite?
                 steps = (
-                    choose_steps(model, first, extra) if step is None else np.full(int(groups.max()) + 1, float(step))
+                    choose_steps(model, first, extra, progress)
+                    if step is None
+                    else np.full(int(groups.max()) + 1, float(step))
                 )
         lows, tables = make_tables(rounded(z, steps, groups), groups)
         tensors = {

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ..base import BaseAE
 from .ans import Array, Stack, table
@@ -75,7 +76,7 @@ def rounded(z: Tensor, steps: Array | None, groups: Array) -> Array:
 # ---------------------------------------------------------------------------------------------------------------- steps
 
 
-def choose_steps(model: BaseAE, x: Tensor, extra: float) -> Array:
+def choose_steps(model: BaseAE, x: Tensor, extra: float, progress: bool = False) -> Array:
     """A step for each group, (G,), such that rounding raises the mean squared error of reconstructions by a fraction of `extra`.
 
     Uniform noise of a step d in each latent adds sum_k s_k^2 d_k^2 / 12, s_k the size of the decoder's change for a change of latent k.
@@ -85,7 +86,7 @@ def choose_steps(model: BaseAE, x: Tensor, extra: float) -> Array:
     z = codes_of(model, x)
     base = decoded_float(model, z)
     target = ((base - x.cpu().double()) ** 2).mean() * (1 + extra) + 1e-9 * (x.double() ** 2).mean().cpu()
-    sizes = sensitivities(model, z[: min(32, max(4, PROBES // (int(groups.max()) + 1)))], groups)
+    sizes = sensitivities(model, z[: min(32, max(4, PROBES // (int(groups.max()) + 1)))], groups, progress)
     reach = np.zeros(len(sizes))
     np.maximum.at(reach, np.broadcast_to(groups, z.shape), z.abs().numpy())
     low, high = -40.0, 20.0
@@ -113,7 +114,7 @@ def decoded_float(model: Any, z: Tensor) -> Tensor:
         return model.decode(z.to(like).view(-1, *model.latent_shape)).cpu().double()
 
 
-def sensitivities(model: Any, z: Tensor, groups: Array) -> Array:
+def sensitivities(model: Any, z: Tensor, groups: Array, progress: bool = False) -> Array:
     """Size of the decoder's change for a change of one number of each group, (G,): sqrt of mean |D(z + e) - D(z)|^2 / |e|^2, e random
     signs times a hundredth of the group's spread."""
     count = int(groups.max()) + 1
@@ -121,7 +122,7 @@ def sensitivities(model: Any, z: Tensor, groups: Array) -> Array:
     generator = torch.Generator().manual_seed(0)
     signs = torch.randint(2, z.shape, generator=generator).double() * 2 - 1
     found = np.zeros(count)
-    for g in range(count):
+    for g in tqdm(range(count), "sensitivity", unit=" latents", delay=2, leave=False, disable=not progress):
         here = member == g
         spread = float(z[:, here].std(unbiased=False)) or float(z[:, here].abs().max()) or 1.0
         moved = z + torch.where(here, signs * (0.01 * spread), 0.0)

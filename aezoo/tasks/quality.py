@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-SMALLEST = 11  # edge of the window of SSIM (Wang et al. 2004)
+SMALLEST = 6  # pixels along an edge that can be mirrored by half a window of SSIM, 5 pixels
 
 
 class Quality(NamedTuple):
     psnr: float
     """-10 log10 of the squared error per pixel, in dB; infinite for equal images."""
     ssim: float
-    """Structural similarity, 1 for equal images; NaN for images of less than 11 pixels along an edge."""
+    """Structural similarity, 1 for equal images; NaN for images of less than 6 pixels along an edge."""
 
 
 def torchmetrics_image() -> Any:
@@ -31,14 +31,15 @@ def torchmetrics_image() -> Any:
 def quality(restored: Tensor, clean: Tensor) -> Quality:
     """Of one image (C, H, W) in [0, 1], which is clamped to that range first, against the clean one of the same shape.
 
-    Neither is rounded to 8 bits. SSIM under a Gaussian window of 11 x 11 pixels and sigma 1.5.
+    Neither is rounded to 8 bits. SSIM (Wang et al. 2004) under a Gaussian window of 11 x 11 pixels and sigma 1.5, over all pixels, with
+    mirrored edges; `aezoo.functional.ssim` takes only the pixels around which all of the window lies in the image.
     Raises ValueError for other shapes, ImportError without torchmetrics."""
     if restored.shape != clean.shape or clean.dim() != 3:
         raise ValueError(
             f"two images (C, H, W) of one shape are compared; got {tuple(restored.shape)} and {tuple(clean.shape)}"
         )
     image = torchmetrics_image()
-    a, b = (t[None].detach().cpu().double().clamp(0, 1) for t in (restored, clean))
+    a, b = (t[None].detach().cpu().float().clamp(0, 1) for t in (restored, clean))
     psnr = float(image.peak_signal_noise_ratio(a, b, data_range=1.0))
     if min(a.shape[2:]) < SMALLEST:
         return Quality(psnr, torch.nan)

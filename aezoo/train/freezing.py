@@ -62,8 +62,8 @@ def chosen(model: BaseAE, freeze: str | Sequence[str] | None) -> Frozen:
     held = {id(p): p for name, p in parameters.items() if any(fits(pattern, name) for pattern in patterns)}
     still = {id(m): m for name, m in modules.items() if any(fits(pattern, name) for pattern in patterns)}
     for m in list(still.values()):
-        owner = getattr(m, "owner", None)  # of the weight that a tied layer borrows
-        held |= {id(p): p for p in (owner.parameters() if isinstance(owner, nn.Module) else ())}
+        borrowed = getattr(getattr(m, "owner", None), "weight", None)  # by a tied layer
+        held |= {id(borrowed): borrowed} if isinstance(borrowed, nn.Parameter) else {}
     for m in modules.values():
         own = list(m.parameters())
         if own and all(id(p) in held for p in own):

@@ -18,7 +18,7 @@ Exchange = Callable[[Tensor], Tensor]
 
 SKIPS = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)  # fused, these honour `found_inf`
 
-LARGE = 2**17  # weights from which reading them takes longer than calling a kernel for each tensor
+LARGE = 2**20  # weights from which reading them takes longer than calling a kernel for each tensor
 SWEEP = 64  # steps between two looks for numbers that have decayed to nothing
 TINY = 1e-30  # float32 is normal down to 1.2e-38, which 0.9^t reaches from here in 175 steps
 
@@ -76,8 +76,9 @@ class Update:
             self.bad.zero_()
         if self.device.type == "mps" or (self.device.type == "cpu" and self.large):
             # a sum is finite where its parts are (but for numbers so large that their squares, which Adam takes, are not)
-            finite = torch.stack([v.sum().float() for v in values]).isfinite().all()
-            torch.maximum(self.bad, 1 - finite.float(), out=self.bad)
+            values = [torch.stack([v.sum().float() for v in values])]
+        if self.device.type == "mps":
+            torch.maximum(self.bad, 1 - values[0].isfinite().all().float(), out=self.bad)
         else:  # one call for all of them, which writes them again, too
             by_dtype: dict[torch.dtype, list[Tensor]] = {}
             for v in values:

@@ -20,7 +20,9 @@ import numpy as np
 
 work, limit = Path(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else float("inf")
 began = time.perf_counter()
-for path in sorted((work / "noisy").glob("*/*/*.npy")):
+noisy_images = (work / "noisy").glob("*/*/*.npy")
+sets = {"picture": 0, "Set12": 1}  # in this order, then the others; in each all sigmas alike
+for path in sorted(noisy_images, key=lambda p: (sets.get(p.parts[-3], 2), p.stem, p.parts[-2])):
     target = work / "bm3d" / path.relative_to(work / "noisy")
     if target.with_suffix(".json").is_file():
         continue
