@@ -210,6 +210,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--envs", type=Path, default=HERE / ".envs", help="environments of the peers (envs.py)")
     parser.add_argument("--out", type=Path, default=HERE / "detect.json")
     parser.add_argument("--again", default="", help="methods that are measured anew, with semicolons between")
+    parser.add_argument("--note", default=None, help="what else a reader of the tables should know of this run")
     parser.add_argument("--render", action="store_true", help="only write the tables")
     parser.add_argument("--worker", default=None, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -227,6 +228,9 @@ def main() -> None:
         if o.data is None or not names_in(o.data):
             sys.exit(f"--data {o.data}: no NAME.npz there; it takes the folder with ADBench's classical sets")
         run(o, kept, environment)
+    if o.note is not None:
+        kept["note"] = o.note
+        write(o.out, kept)
     text = render(kept)
     o.out.with_name("DETECT.md").write_text(text)
     print(text)
@@ -273,7 +277,9 @@ def write(path: Path, kept: dict[str, Any]) -> None:
     rows = ",\n".join(
         json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in r.items()}) for r in kept["results"]
     )
-    draft.write_text(f'{{"environment": {json.dumps(kept.get("environment"))},\n"results": [\n{rows}\n]}}\n')
+    draft.write_text(
+        f'{{"environment": {json.dumps(kept.get("environment"))},\n"note": {json.dumps(kept.get("note", ""))},\n"results": [\n{rows}\n]}}\n'
+    )
     draft.replace(path)
 
 
