@@ -40,7 +40,7 @@ KILLS = {  # name: (owner, function, which call of it, what must be under way th
     "a step, after the backward pass": ("update.Update", "check", 9, "one_step"),
     "a validation": ("base.BaseAE", "check_input", 14, "mean_loss"),
     "a checkpoint, before its manifest": ("checkpoints", "write_json", 8, "write"),
-    "a checkpoint, a file not yet renamed": ("storage.os", "replace", 15, "write_tensors"),
+    "a checkpoint, a file not yet renamed": ("storage.os", "replace", 16, "write_tensors"),
     "a checkpoint, not yet renamed": ("checkpoints.os", "rename", 3, "write"),
     "a row, half-written": ("folder", "open", 5, "append"),
     "a row, its times not written": ("folder", "open", 6, "append"),

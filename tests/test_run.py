@@ -55,7 +55,7 @@ def test_run_folder(images, tmp_path, capsys):
     newest = {
         f"checkpoints/step-{s:09d}/{n}" for s in (0, 2) for n in ("state.safetensors", "state.json", "manifest.json")
     }
-    assert names == {".lock", "config.yaml", "config.json", "model.safetensors", "metrics.jsonl", "speed.jsonl", "checksums.json",
+    assert names == {".lock", "config.yaml", "config.json", "model.safetensors", "metrics.jsonl", "speed.jsonl", "hardware.json", "checksums.json",
                      "last/config.json", "last/model.safetensors", "last/checksums.json"} | pictures | newest  # fmt: skip
     said = capsys.readouterr().out
     assert (
