@@ -23,7 +23,7 @@ from .measures import Measures, SameForAll, View
 from .score_name import ScoreParameter
 
 SCORES = ("recon", "elbo", "latent_knn", "mahalanobis", "ensemble")
-ENSEMBLE = ("input_knn", "latent_knn")
+ENSEMBLE = ("input_knn", "latent_knn", "recon")
 REFERENCE = 20_000  # rows that neighbours are looked for among, at most
 CENTRE = (
     2_000  # training rows that the ensemble's scales, and the limit of contamination="auto", are taken from, at most
@@ -46,9 +46,10 @@ class AEDetector(OutlierMixin, AEEstimator):
             standard deviation;
             "mahalanobis", the distance to the mean of codes and errors [z, x^ - x] in units of their covariance, shrunk
             (Ledoit & Wolf 2004);
-            "ensemble", the mean of two logarithms: the distances to the nearest training rows in the scaled row x itself and in
-            its code z, each standardised by median and quartiles over training rows. x tells what lies off the normal rows in any
-            direction, z what is unlike them in the directions that the model has learned.
+            "ensemble", the mean of the logarithms of the three things that an autoencoder tells of a row: the distances to the nearest
+            training rows in the scaled row x itself and in its code z, and the reconstruction error; each standardised by median and
+            quartiles over training rows. x tells what lies off the normal rows in any direction, z what is unlike them in the
+            directions that the model has learned, the error what lies off what it can make.
         contamination: "auto": abnormal is what lies 2.5 robust standard deviations above the median of the training rows' scores
             (of their logarithms, but for "ensemble", which is one, and "elbo"); or the fraction of training rows, in (0, 0.5],
             that `predict` calls abnormal.
