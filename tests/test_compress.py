@@ -623,6 +623,33 @@ def test_commands(run, tmp_path, capsys):
     assert np.load(tmp_path / "rows-2.npy").shape == (4, 1, 6, 6)
 
 
+def test_a_codec_that_is_fitted_anew_leaves_older_files_readable(run, tmp_path, capsys):
+    where, photo = run / "run", run / "photo.png"
+    (run / "few").mkdir()
+    for i in range(3):
+        array = np.random.default_rng(i).integers(0, 50, (6, 6), dtype=np.uint8)
+        Image.fromarray(array).save(run / "few" / f"{i}.png")
+    said(["compress", where, photo, "-o", tmp_path / "a.aez", "--extra", "0.3"], capsys)
+    said(["decompress", where, tmp_path / "a.aez", "-o", tmp_path / "before.png"], capsys)
+    assert "is kept in" in said(["compress", where, photo, "-o", tmp_path / "b.aez", "--data", run / "few"], capsys)
+    for name in ("a", "b"):
+        said(["decompress", where, tmp_path / f"{name}.aez", "-o", tmp_path / f"{name}.png"], capsys)
+    assert sha256(tmp_path / "a.png") == sha256(tmp_path / "before.png")
+
+
+def test_lossless_takes_no_picture_that_could_not_come_back(run, tmp_path, capsys):
+    where, rng = run / "run", np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)).save(tmp_path / "rgb.png")
+    Image.fromarray(rng.integers(0, 256, (6, 6, 2), dtype=np.uint8), "LA").save(tmp_path / "la.png")
+    Image.fromarray(rng.integers(0, 65536, (6, 6)).astype(np.uint16)).save(tmp_path / "deep.png")
+    for name, lost in (("rgb", "colour"), ("la", "transparency"), ("deep", "more than 8 bits a channel")):
+        path = tmp_path / f"{name}.png"
+        assert lost in refused(["compress", where, path, "--lossless", "-o", tmp_path / "x.aez"], capsys)
+        assert f"{lost} left out" in said(["compress", where, path, "-o", tmp_path / "y.aez"], capsys)
+    said(["compress", where, run / "photo.png", "--lossless", "-o", tmp_path / "z.aez"], capsys)
+    assert "every bit" in refused(["decompress", where, tmp_path / "z.aez", "-o", tmp_path / "z.jpg"], capsys)
+
+
 def test_commands_refuse(run, tmp_path, capsys):
     where, photo = run / "run", run / "photo.png"
     said(["compress", where, photo, "-o", tmp_path / "a.aez"], capsys)
@@ -647,5 +674,5 @@ def test_commands_refuse(run, tmp_path, capsys):
     ]:
         assert say in refused(argv, capsys)
     aezoo.create_model("ae", (1, 6, 6), latent_dim=2, backbone=SMALL).save_pretrained(tmp_path / "other")
-    assert "holds no codec.json" in refused(["decompress", tmp_path / "other", tmp_path / "a.aez"], capsys)
+    assert "another model's weights" in refused(["decompress", tmp_path / "other", tmp_path / "a.aez"], capsys)
     assert "no config.yaml" in refused(["compress", tmp_path / "other", photo], capsys)

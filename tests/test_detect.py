@@ -563,3 +563,9 @@ def test_command_draws_error_maps(tmp_path, pictures, capsys):
     with pytest.raises(SystemExit):
         main(["detect", str(tmp_path / "run"), str(tmp_path / "new"), "--score", "latent_knn"])
     assert "pass --reference" in capsys.readouterr().err
+
+
+def test_reference_of_one_sample(images):
+    model = aezoo.create_model("ae", (1, 12, 12), latent_dim=2)
+    with pytest.raises(ValueError, match="reference= has 1, it takes at least 2"):
+        aezoo.detect(model, images[0], score="latent_knn", reference=images[0][:1])

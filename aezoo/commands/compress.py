@@ -56,6 +56,7 @@ def command_compress(argv: Sequence[str]) -> None:
 def _compress_one(codec: Any, path: Path, target: Path) -> tuple[int, int]:
     """Writes one file; returns (its bytes, pixels or values of its data)."""
     from ..data.files import IMAGE_ENDINGS, read_image
+    from ..data.images import lost_in_reading
     from ..storage import write_bytes
     from ..tasks.mosaic import channels_of
 
@@ -65,6 +66,12 @@ def _compress_one(codec: Any, path: Path, target: Path) -> tuple[int, int]:
         if channels is None:
             raise ValueError(f"{path} is an image, but {codec.model.name} takes samples of shape {shape}")
         x = read_image(path, None, channels)
+        lost = lost_in_reading(path, channels)
+        if lost and codec.lossless:
+            raise ValueError(
+                f"{path} has {lost}, which {codec.model.name} does not take, so it could not come back as it is; convert it first"
+            )
+        note = f"; {lost} left out" if lost else ""
         data = codec.compress_picture(x)
         count, unit, of = x.shape[1] * x.shape[2], "pixel", f"{x.shape[2]}x{x.shape[1]} pixels"
     else:
@@ -74,7 +81,7 @@ def _compress_one(codec: Any, path: Path, target: Path) -> tuple[int, int]:
         source.check(codec.model.likelihood.support)
         x = source.x.view(-1, *shape)  # type: ignore[attr-defined]
         data = codec.compress(x)
-        count, unit, of = x.numel(), "value", f"{len(x):,} samples of shape {shape}"
+        count, unit, of, note = x.numel(), "value", f"{len(x):,} samples of shape {shape}", ""
     target.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(target, data)
     against = (
@@ -84,7 +91,7 @@ def _compress_one(codec: Any, path: Path, target: Path) -> tuple[int, int]:
     )
     print(
         f"{target}: {of} in {len(data):,} bytes with header and checksums, {8 * len(data) / count:.4g} bits per {unit}{against}; "
-        f"{_quality(codec, data, x)}"
+        f"{_quality(codec, data, x)}{note}"
     )
     return len(data), count
 
@@ -133,17 +140,52 @@ def _codec(o: Any, options: dict[str, Any]) -> Any:
     else:
         source, _, what = trained_on(recipes.read(run_file(o.run, "config.yaml")))
     codec = Codec.fit(model, source, lossless=o.lossless, **({} if o.extra is None else {"extra": o.extra}))
+    _keep_old(o.run, model, codec)
     codec.save(o.run)
     kind = "lossless codec" if o.lossless else "codec"
     print(f"{kind} of {model.name} fitted to {what} ({why}); it is saved in {o.run}, and decompressing needs it")
     return codec
 
 
+def _old_codec(run: str, tables: bytes) -> Path:
+    """Where a codec of the run lies that another one has taken the place of."""
+    return Path(run) / "codecs" / tables.hex()
+
+
+def _keep_old(run: str, model: Any, codec: Any) -> None:
+    """What was written with the codec that `codec` takes the place of can still be read."""
+    from ..tasks.aez import HASH
+    from ..tasks.compress import Codec
+
+    try:
+        old = Codec.load(run, model, codec.lossless)
+    except (FileNotFoundError, ValueError):  # none, or one of other weights, whose files need these weights anyway
+        return
+    if old.hash != codec.hash:
+        print(f"the codec that was there is kept in {old.save(_old_codec(run, old.hash[:HASH]))}")
+
+
+def _codec_of(run: str, held: Any, what: str) -> Any:
+    """The run's codec that wrote a file. Raises ValueError if the run has none of its kind."""
+    from ..hub import from_pretrained
+    from ..tasks.aez import HASH
+    from ..tasks.codec_files import model_hash
+    from ..tasks.compress import Codec
+
+    model = from_pretrained(run)
+    if held.model != (mine := model_hash(model)[:HASH]):
+        raise ValueError(
+            f"{what}: written with another model's weights ({held.model.hex()}) than those of {run} ({mine.hex()}); decompress with "
+            "the run that compressed it"
+        )
+    older = _old_codec(run, held.codec)
+    return Codec.load(older if older.is_dir() else run, model, held.lossless)
+
+
 def command_decompress(argv: Sequence[str]) -> None:
     """What .aez files hold: aezoo decompress RUN photo.aez -o out.png"""
     from ..storage import sync
     from ..tasks import aez
-    from ..tasks.compress import Codec
 
     parser = command_parser(
         "decompress", "Writes the picture (.png) or the samples (.npy) that an .aez file, or each of a folder, holds."
@@ -155,25 +197,26 @@ def command_decompress(argv: Sequence[str]) -> None:
     )
     o = parse(parser, argv)
     run_file(o.run, "config.json")
-    codecs: dict[bool, Any] = {}
+    codecs: dict[Any, Any] = {}
     for path in _inputs(o.input, (".aez",)):
         data = path.read_bytes()
         held = aez.read(data, str(path))
-        if held.lossless not in codecs:
-            codecs[held.lossless] = Codec.load(o.run, lossless=held.lossless)
-        x = codecs[held.lossless].decompress(data, what=str(path))
+        key = held.lossless, held.model, held.codec
+        if key not in codecs:
+            codecs[key] = _codec_of(o.run, held, str(path))
+        x = codecs[key].decompress(data, what=str(path))
         ending = ".png" if held.picture else ".npy"
         base = _output(o.input, o.out, ending)
         target = base / f"{path.stem}{ending}" if Path(o.input).is_dir() else base
         target.parent.mkdir(parents=True, exist_ok=True)
-        _write(x, target, held.picture is not None)
+        _write(x, target, held.picture is not None, held.lossless)
         sync(target)
         print(
             f"{target}: {'x'.join(map(str, reversed(held.picture))) + ' pixels' if held.picture else f'{len(x):,} samples of shape {held.shape}'}"
         )
 
 
-def _write(x: Any, target: Path, picture: bool) -> None:
+def _write(x: Any, target: Path, picture: bool, lossless: bool) -> None:
     import numpy as np
     import torch
 
@@ -181,7 +224,7 @@ def _write(x: Any, target: Path, picture: bool) -> None:
 
     if not picture:
         if target.suffix.lower() != ".npy":
-            raise ValueError(f"{target}: samples are written as .npy; only pictures are as {target.suffix or 'images'}")
+            raise ValueError(f"{target}: samples are written as .npy: -o {target.with_suffix('.npy')}")
         np.save(target, x.numpy())
     elif target.suffix.lower() == ".npy":
         np.save(target, x.numpy())
@@ -191,6 +234,10 @@ def _write(x: Any, target: Path, picture: bool) -> None:
         if target.suffix.lower() not in {e for e, kind in Image.registered_extensions().items() if kind in Image.SAVE}:
             raise ValueError(
                 f"{target}: {target.suffix or 'no ending'} is no kind of picture that can be written; take .png"
+            )
+        if lossless and target.suffix.lower() not in (".png", ".bmp", ".tif", ".tiff", ".pgm", ".ppm"):
+            raise ValueError(
+                f"{target}: {target.suffix} would not keep every bit of what was coded without loss; take .png"
             )
         save_image(x.float() / 255 if x.dtype == torch.uint8 else x, target)
 

@@ -100,9 +100,27 @@ def _samples(data: str, options: dict[str, Any], model: Any) -> tuple[Any, list[
 
     from ..data.images import read_image
 
+    if other := sorted(set(options) - {"skip_corrupt"}):
+        raise ValueError(
+            f"--data.{other[0]}: pictures of a folder are fitted to the model; of the flags only --data.skip_corrupt does something"
+        )
     size, channels = (shape[-2], shape[-1]), shape[0] if len(shape) == 3 else 1
-    pictures = torch.stack([read_image(p, options.get("size") or size, channels) for p in files])
-    return load_data(pictures.view(-1, *shape)), [str(p.relative_to(folder)) for p in files]
+    read, bad = {}, []
+    for p in files:
+        try:
+            read[str(p.relative_to(folder))] = read_image(p, size, channels)
+        except ValueError:
+            bad.append(str(p.relative_to(folder)))
+    if bad and not options.get("skip_corrupt"):
+        raise ValueError(
+            f"{data}: {len(bad)} of {len(files)} pictures cannot be read: {', '.join(bad)}; repair or remove them, or pass "
+            "--data.skip_corrupt true"
+        )
+    if not read:
+        raise ValueError(f"{data}: none of {len(files)} pictures can be read")
+    if bad:
+        print(f"left out, since they cannot be read: {', '.join(bad)}")
+    return load_data(torch.stack(list(read.values())).view(-1, *shape)), list(read)
 
 
 def _reference(run: str, given: str | None, model: Any) -> tuple[Any, Any, str]:

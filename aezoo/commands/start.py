@@ -34,6 +34,10 @@ def started(argv: Sequence[str]) -> tuple[Any, Any, dict[str, Any], str] | None:
             raise ValueError(
                 f"{flag}: with --from the model is the trained one; only --model.latent_dim can be another"
             )
+    if (not rest or rest[0].startswith("--")) and not any(a.partition("=")[0] == "--data" for a in rest):
+        raise ValueError(
+            "--from needs to know what to train on: --data SOURCE, or a recipe, as in aezoo train digits --from RUN"
+        )
     model = from_pretrained(path)
     config, name, _ = train_config([*rest, "--model", model.name])
     source = data_of(config)

@@ -44,6 +44,21 @@ def read_image(
     return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
 
 
+def lost_in_reading(path: str | Path, channels: int) -> str:
+    """What an image file holds that `read_image` does not give back: "16 bits a channel", "transparency", "colour"; "" if nothing."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        lost = ["more than 8 bits a channel"] if image.mode.startswith("I") or image.mode == "F" else []
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            lost.append("transparency")
+        if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+            lost.append(f"colours as {image.mode}")
+        elif channels == 1 and image.mode not in ("1", "L", "LA", "F") and not image.mode.startswith("I"):
+            lost.append("colour")
+    return " and ".join(lost)
+
+
 def look(path: str | Path | BinaryIO) -> tuple[tuple[int, int], bool] | str:
     """((height, width), has colour) from the header alone, or why it cannot be read."""
     from PIL import Image

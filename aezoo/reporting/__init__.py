@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ..base import BaseAE, positive
+from ..cards import without_paths
 from ..data import load_data
 from ..hub import is_hub_name
 from ..randomness import checked_seed, forked_rng, set_seed
@@ -104,10 +105,11 @@ def gather(folder: Path, data: Any, samples: int, seed: int) -> tuple[Material, 
     if data is not None:
         source = load_data(data).reshaped(model.input_shape)
         model.likelihood.check(*source.check(model.likelihood.support, model.accepts_missing))
-        m.source, m.what = source, source.description
+        m.source, m.what = source, without_paths(source.description)
         return m, absent
     try:
-        source, m.what = held_out(config)
+        source, what = held_out(config)
+        m.what = without_paths(what)
         m.source = source.reshaped(model.input_shape)
         m.x  # what cannot be read is found out here  # noqa: B018
     except (ValueError, TypeError, OSError, ImportError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ..cards import without_paths
 from ..flags import summary
 from ..storage import WEIGHTS, sha256
 from .general import Section
@@ -73,7 +74,7 @@ def configuration(m: Material) -> Section | None:
         return None
     import yaml
 
-    text = yaml.safe_dump(m.config, sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(without_paths(m.config), sort_keys=False, allow_unicode=True)
     again = "As a file, aezoo train FILE.yaml trains this run again." if m.config.get("data", {}).get("source") else ""
     return Section("configuration", "Configuration", again, code(text, "yaml"))
 
@@ -155,7 +156,7 @@ def chips(m: Material) -> list[tuple[str, str]]:
         found.append((state.split()[0], f"{words[state]} {step:,}{of}"))
     source: Any = m.config.get("data", {}).get("source")
     if source:
-        found.append(("", f"trained on {source}"))
+        found.append(("", f"trained on {without_paths(source)}"))
     if m.has_model:
         found.append(("", m.weights))
     return found

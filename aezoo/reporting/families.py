@@ -338,6 +338,8 @@ def posterior(m: Material) -> Section | None:
     if found is None or getattr(model.prior, "name", "") != "standard_normal":
         return None
     mu, logvar = (v.double().cpu() for v in found)
+    if len(mu) < 2:  # which latents are active is told by a variance
+        return None
     kl = 0.5 * (mu.square() + logvar.exp() - 1 - logvar).mean(0)
     order = kl.argsort(descending=True, stable=True)
     active = int((mu.var(0) > 0.01).sum())

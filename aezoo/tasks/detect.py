@@ -91,6 +91,10 @@ def anomaly_scores(
                 torch.cat([seen.code.cpu().double() for seen in walk(walk.source(d), seed)]).numpy()
                 for d in (reference, data)
             )
+            if len(normal) < 2:
+                raise ValueError(
+                    f"score={score!r} compares with normal samples; reference= has {len(normal)}, it takes at least 2"
+                )
             distance = Neighbours(normal, neighbors) if score == "latent_knn" else Mahalanobis(normal)
             return torch.from_numpy(np.ascontiguousarray(distance(new), dtype=np.float64))
     finally:
