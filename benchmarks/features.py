@@ -163,7 +163,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         "test images. Linear probe: multinomial logistic regression on standardised features. k-NN: the majority of the 10 nearest by "
         "angle. Both are fitted to the first training samples, as many as the table says, and judged on all test "
         "images. k-means: ten clusters of the test images' features, the best of ten starts; accuracy by the best assignment of clusters to "
-        "classes.",
+        "classes. Seconds are wall-clock time, of a machine that may have had other work to do.",
         "",
     ]
     for data, title in SETS.items():

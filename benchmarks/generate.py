@@ -235,7 +235,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     note = "" if shares == [1.0] else f" Shares of these steps: {', '.join(f'{s:g}' for s in shares)}."
     lines += [
         "",
-        f"Training: steps of 128 pictures ({steps}), Adam at 2e-3 falling by a cosine; all with 16 latents, `vq_vae` with 7x7 of 256 codes.{note}",
+        f"Training: steps of 128 pictures ({steps}), Adam at 2e-3 falling by a cosine; all with 16 latents, `vq_vae` with 7x7 of 256 codes.{note} "
+        "Seconds are wall-clock time, of a machine that may have had other work to do.",
         "",
         "![Rows of samples: real pictures, then each model's reconstructions and its samples by prior](GENERATE.png)",
         "",
