@@ -27,7 +27,11 @@ if TYPE_CHECKING:
     from .hub import from_pretrained, pull, push
     from .interop import load_foreign, save_foreign
     from .prior_fitting import fit_prior
+    from .reporting import report
     from .sampling import walkback
+    from .tasks.compress import Codec
+    from .tasks.denoise import denoise
+    from .tasks.detect import detect
     from .tasks.features import features
     from .tasks.generate import interpolate, traverse
     from .train import Callback, FitResult, fit
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
 _LAZY = {  # loaded on first use
     "Callback": "train",
     "features": "tasks.features",
+    "Codec": "tasks.compress",
     "fit": "train",
     "fit_many": "train.many",
     "fit_prior": "prior_fitting",
@@ -45,14 +50,17 @@ _LAZY = {  # loaded on first use
     "load_data": "data",
     "load_foreign": "interop",
     "save_foreign": "interop",
+    "detect": "tasks.detect",
     "evaluate": "evaluation",
     "export": "exporting",
     "from_pretrained": "hub",
     "interpolate": "tasks.generate",
     "pull": "hub",
     "push": "hub",
+    "report": "reporting",
     "write_card": "cards",
     "convert_pt": "convert",
+    "denoise": "tasks.denoise",
     "encode_table": "data.tables",
     "pad_sequences": "data.sequences",
     "find_batch_size": "train.find",
@@ -67,10 +75,13 @@ __all__ = [
     "AEOutput",
     "BaseAE",
     "Callback",
+    "Codec",
     "FitResult",
     "LRResult",
     "convert_pt",
     "create_model",
+    "denoise",
+    "detect",
     "encode_table",
     "evaluate",
     "export",
@@ -89,6 +100,7 @@ __all__ = [
     "pull",
     "push",
     "register",
+    "report",
     "save_foreign",
     "traverse",
     "walkback",

@@ -202,6 +202,7 @@ class BaseAE(nn.Module, metaclass=Recorded):
         return [Stage("train", 1.0, list(self.parameters()))]
 
     stage = 0  # which of `stages()` is being trained; the loop sets it
+    adapted: Any = None  # what `adapt` made this model of
     origin: dict[str, Any] | None = None  # what another library's file said beside sizes and weights, see `interop`
 
     # -------------------------------------------------------------------------------------------------------- training
@@ -249,7 +250,7 @@ class BaseAE(nn.Module, metaclass=Recorded):
         total: Any = None
         for name, value in terms.items():
             weight = weights.get(name)
-            value = value if weight is None else weight * value
+            value = value if weight is None or (isinstance(weight, float) and weight == 1.0) else weight * value
             total = value if total is None else total + value
         return AELoss(total, terms, averaged(self.reported(metrics)))
 
@@ -387,6 +388,18 @@ class BaseAE(nn.Module, metaclass=Recorded):
             raise TypeError(
                 f"{what} has dtype {x.dtype}, but the model's weights are {weights}; pass {what}.to({weights})"
             )
+
+    def adapt(
+        self, input_shape: Sequence[int] | None = None, latent_dim: int | None = None, progress: bool = True
+    ) -> Any:
+        """A new model of the same configuration for samples of another shape, or with another `latent_dim`, with every weight that
+        fits: pictures of another size or number of channels, a wider or narrower code. `adapted` of the new model is the report, of
+        which one line is printed unless `progress=False`; `aezoo.adapting` says what becomes of which weight.
+
+        Raises ValueError for a shape or size that the configuration does not take, TypeError for a model around modules of your own."""
+        from .adapting import adapt
+
+        return adapt(self, input_shape, latent_dim, progress)
 
     def save_pretrained(self, directory: str | Path) -> Path:
         """Writes `config.json` (model name and every constructor keyword), `model.safetensors` and, in `checksums.json`, its

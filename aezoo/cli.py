@@ -14,7 +14,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import recipes
+from .commands.compress import command_compress, command_decompress
 from .commands.convert import command_convert
+from .commands.denoise import command_denoise
+from .commands.detect import command_detect
 from .commands.evaluate import command_evaluate
 from .commands.export import command_export
 from .commands.features import command_features
@@ -22,7 +25,10 @@ from .commands.find import built, command_find_batch, command_find_lr
 from .commands.generate import command_interpolate, command_traverse
 from .commands.hub import command_card, command_pull, command_push
 from .commands.pictures import command_reconstruct, command_sample
+from .commands.play import command_play
 from .commands.prior import command_fit_prior
+from .commands.report import command_report
+from .commands.start import started
 from .commands.zoo import command_zoo
 from .flags import command_parser, describe, parse, summary, train_config, train_help
 from .registry import MODELS, create_model, list_models, nearest, signature
@@ -139,9 +145,14 @@ def command_train(argv: Sequence[str]) -> None:
     if "-h" in argv or "--help" in argv:
         print(train_help(argv))
         return
-    config, name, resume = train_config(argv)
-    model, source = built(config, resume)
-    train = dict(config["train"])
+    resume = False
+    if (start := started(argv)) is not None:
+        model, source, settings, name = start
+    else:
+        config, name, resume = train_config(argv)
+        model, source = built(config, resume)
+        settings = config["train"]
+    train = dict(settings)
     train["out"] = train["out"] or _fresh(Path("runs") / name)
     fit(model, source, resume=resume, **train)
 
@@ -162,13 +173,19 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": command_train,
     "sweep": command_sweep,
     "evaluate": command_evaluate,
+    "detect": command_detect,
     "reconstruct": command_reconstruct,
+    "denoise": command_denoise,
     "sample": command_sample,
     "interpolate": command_interpolate,
     "traverse": command_traverse,
     "features": command_features,
+    "report": command_report,
+    "play": command_play,
     "fit-prior": command_fit_prior,
     "export": command_export,
+    "compress": command_compress,
+    "decompress": command_decompress,
     "card": command_card,
     "push": command_push,
     "pull": command_pull,

@@ -2,9 +2,10 @@
 
 The loop averages what a model reports over samples. That is right for a loss; but a mean of ratios is not the ratio of the whole, and
 a small batch cannot use all codes. So beside such a figure of the batch a model reports its *parts* among the metrics: means over
-the batch, of any shape, named "figure.part" (those of a ratio may be (B,), one for each sample). The loop averages them over samples, too, in float64 where the device has it, and
-`folded` makes the figure of an epoch or of a validation set from their averages. Whoever else reads `model(x).metrics` or those of
-`model.loss(x)` sees the batch's figures alone.
+the batch, of any shape, named "figure.part"; those of a ratio are (B,), one for each sample, or such means. The loop averages them over
+samples, too, in float64 where the device has it, and `folded` makes the figure of an epoch or of a validation set from their averages;
+`aezoo.evaluate` makes ratios of the whole set of them. Whoever else reads `model(x).metrics` or those of `model.loss(x)` sees the
+batch's figures alone.
 
     "NAME.over", "NAME.under"                  NAME = over / under
     "NAME.fired"                               how often each latent is used, (K,): NAME is the fraction that is used at all
@@ -34,7 +35,7 @@ SAME = 1e-12  # variance over squared mean below which data count as constant: t
 
 def is_part(name: str) -> bool:
     """Is it a part of a figure, not a figure?"""
-    return _PART.fullmatch(name) is not None
+    return "." in name and _PART.fullmatch(name) is not None
 
 
 def shown(metrics: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -43,7 +44,7 @@ def shown(metrics: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def averaged(metrics: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Metrics of a pass, (B,) or scalar, as scalars without gradient; parts that are none of a ratio are means over the batch already."""
+    """Metrics of a pass, (B,) or scalar, as scalars without gradient; parts of other figures than ratios are means already."""
     ready = {k for k in metrics if is_part(k) and not k.endswith((".over", ".under"))}
     return {k: v.detach() if k in ready else v.detach().mean() for k, v in metrics.items()}
 

@@ -238,7 +238,7 @@ def train_help(argv: Sequence[str]) -> str:
     name = next((v for f, v in flags if f == "model.name"), None)
     name = name or recipes.read(words[0] if words else DEFAULT_RECIPE).get("model", {}).get("name", "vae")
     lines = [
-        "usage: aezoo train [RECIPE|FILE.yaml] [--model NAME] [--data SOURCE] [--out DIR] [--resume RUN] [--profile] [--dry_run] [--SECTION.KEY VALUE ...]",
+        "usage: aezoo train [RECIPE|FILE.yaml] [--model NAME] [--data SOURCE] [--out DIR] [--resume RUN] [--from MODEL] [--profile] [--dry_run] [--SECTION.KEY VALUE ...]",
         f"\nrecipes: {', '.join(recipes.names())} (default: {DEFAULT_RECIPE})",
     ]
     for section in recipes.SECTIONS:

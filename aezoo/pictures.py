@@ -48,6 +48,11 @@ def to_unit(x: Tensor, like: Tensor | None = None) -> Tensor:
     return x.clamp(0, 1).nan_to_num(0.5)
 
 
+def near_unit(x: Tensor) -> bool:
+    """Whether x are estimates of data in [0, 1]: but for one value in fifty, all lie in (-0.25, 1.25)."""
+    return float(((x > -0.25) & (x < 1.25)).float().mean()) >= 0.98
+
+
 def grid(rows: Sequence[Tensor], gap: int = 2, smallest: int = 56) -> Any:
     """Rows of images (n, C, H, W) in [0, 1] -> one PIL image on white, small images magnified by a whole factor."""
     from PIL import Image
@@ -222,26 +227,34 @@ def curves(path: Path, rows: Sequence[dict[str, Any]], units: str) -> Path:
     return path
 
 
+def one_label(labels: Tensor | None, n: int) -> Tensor | None:
+    """Labels (n,): as they are, or the first column of a table of whole-numbered factors (n, F); None for vectors, which are no one colour."""
+    if labels is not None and labels.dim() == 2 and not labels.is_floating_point():
+        labels = labels[:, 0]
+    return labels if labels is not None and labels.dim() == 1 and len(labels) == n else None
+
+
+def projected(z: Tensor) -> tuple[Tensor, tuple[str, str], str]:
+    """Codes (N, *latent_shape) as points (N, 2), float64: as they are if they have two numbers, else on their first two principal
+    components; the names of the axes; and a title."""
+    z = z.detach().double().cpu().flatten(1)
+    if z.shape[1] == 1:
+        return torch.cat([z, torch.zeros_like(z)], 1), ("z1", ""), "latent space"
+    if z.shape[1] == 2:
+        return z, ("z1", "z2"), "latent space"
+    centred = z - z.mean(0)
+    _, s, v = torch.linalg.svd(torch.cat([centred, torch.zeros(2, z.shape[1]).double()]), full_matrices=False)
+    share = s.square() / s.square().sum().clamp_min(1e-30)
+    axes = (f"first principal component ({share[0]:.0%} of the variance)", f"second ({share[1]:.0%})")
+    return centred @ v[:2].T, axes, f"latent space, {z.shape[1]} dimensions"
+
+
 def latent_map(path: Path, z: Tensor, labels: Tensor | None, class_names: Sequence[str] | None) -> Path:
     """The codes in two dimensions: as they are if there are two, else on their first two principal components.
 
     Colours are labels (N,), or the first column of a table of whole-numbered factors (N, F)."""
-    z = z.detach().double().cpu().flatten(1)
-    if labels is not None and labels.dim() == 2 and not labels.is_floating_point():
-        labels = labels[:, 0]
-    if labels is not None and (labels.dim() != 1 or len(labels) != len(z)):
-        labels = None  # vectors: no one colour
-    if z.shape[1] == 1:
-        points, axes, title = torch.cat([z, torch.zeros_like(z)], 1), ("z1", ""), "latent space"
-    elif z.shape[1] == 2:
-        points, axes, title = z, ("z1", "z2"), "latent space"
-    else:
-        centred = z - z.mean(0)
-        _, s, v = torch.linalg.svd(torch.cat([centred, torch.zeros(2, z.shape[1]).double()]), full_matrices=False)
-        share = s.square() / s.square().sum().clamp_min(1e-30)
-        points = centred @ v[:2].T
-        axes = (f"first principal component ({share[0]:.0%} of the variance)", f"second ({share[1]:.0%})")
-        title = f"latent space, {z.shape[1]} dimensions"
+    labels = one_label(labels, len(z))
+    points, axes, title = projected(z)
     fig = figure(7.6, 5.6)
     ax = fig.add_subplot()
     size = 9 if len(points) > 500 else 16

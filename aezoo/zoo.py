@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from . import recipes
 from .registry import MODELS, list_models
+from .train.hardware import decide, processor
 
 SHOWN = 2000  # held-out samples that a model is judged on, at most
 
@@ -140,10 +142,6 @@ def write_into(path: Path, table: str) -> None:
 
 def hardware_line(seed: int, seconds: float, device: str) -> str:
     """Where and how the figures were taken."""
-    import os
-
-    from .train.hardware import decide
-
     place = decide(device, "fp32", False).device
     what = (
         torch.cuda.get_device_name(place)
@@ -154,17 +152,6 @@ def hardware_line(seed: int, seconds: float, device: str) -> str:
         f"{what}, torch {torch.__version__}, seed {seed}, one run each, {seconds / 60:.0f} minutes in all. Loss and main metric "
         f"before → after training, on at most {SHOWN:,} samples that were not trained on."
     )
-
-
-def processor() -> str:
-    import platform
-
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def models_fitting(patterns: Sequence[str]) -> list[str]:

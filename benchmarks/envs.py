@@ -27,7 +27,9 @@ PACKAGES = {
     "sparsify": ["eai-sparsify==1.3.3"],
     "saelens": ["sae-lens==6.54.12"],
     "dictionary_learning": ["dictionary-learning==0.1.0"],
+    "bm3d": ["bm3d==4.0.3"],
 }
+ALONE = ("base", "bm3d")  # environments that see no other's torch
 
 
 def python_of(folder: Path) -> Path:
@@ -77,11 +79,11 @@ def make(name: str, envs: Path, torch: list[str] | None = None) -> dict[str, Any
     if made.get("packages") != wanted:
         print(f"environment {folder}: {' '.join(wanted)}", flush=True)
         empty = new_venv(folder)
-        if name != "base":
+        if name not in ALONE:
             behind = site_packages(envs / "base")
             (site_packages(folder) / "torch_of_base.pth").write_text(f"{behind}\n")
         same_torch = []
-        if name != "base":
+        if name not in ALONE:
             same_torch = ["-c", str(envs / "constraints.txt")]
             (envs / "constraints.txt").write_text(f"torch=={version_of(envs / 'base', 'torch')}\n")
         newest = [w.split("==")[0] for w in wanted]

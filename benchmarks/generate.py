@@ -212,7 +212,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         'real ones, recall: the share of real ones among the samples (arXiv:1904.06991, k = 3). "real" are as many training pictures, the floor; '
         '"none: reconstructions" are those of the test pictures themselves, the best that a model\'s decoder was asked for. '
         f"Priors other than the model's own are fitted to the codes of {CODES:,} training pictures. ± is the standard deviation over "
-        "seeds (training, prior, draws); in brackets, the jackknife's error of a single comparison.",
+        "seeds (training, prior, draws); in brackets, the jackknife's error of a single comparison. Seconds are wall time, on a machine that may "
+        "have had other work.",
         "",
         "| model | prior | seeds | Fréchet distance | precision | recall | training, s | prior, s | sampling, s |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|",

@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 import aezoo
-from aezoo.zoo import processor
+from aezoo.train.hardware import processor
 
 PUBLISHED = {"vae": 86.76, "iwae": 84.78}  # table 1 of the paper, one stochastic layer, k = 1 (VAE) and k = 50
 BACKBONE = "mlp(widths=(200, 200), activation='tanh')"

@@ -20,6 +20,10 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(items):
+    def short(item):  # "runs" starts processes for a whole file
+        return "slow" not in item.keywords and "runs" not in item.fixturenames
+
+    items.sort(key=short)  # the long ones start first, so that no process waits for one at the end, and stay together
     root = os.environ.get("AEZOO_DATA")
     here = root and (Path(root) / "MNIST" / "raw").is_dir() and (Path(root) / "FashionMNIST" / "raw").is_dir()
     reason = "real data: set AEZOO_DATA to a folder with MNIST/raw and FashionMNIST/raw (python .ci/fetch_data.py ROOT lays them out)"
@@ -31,6 +35,33 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    """A test that sets the number of threads leaves it to no other: beside other processes more of them make small steps
+    a hundred times slower."""
+    before = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != before:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _album():
+    """Runs draw no pictures, which takes longer than most of them take to train, but in tests that are marked `pictures`."""
+    from aezoo import pictures
+
+    draw_run = pictures.draw_run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "draw_run", lambda *_: ([], []))
+        yield draw_run
+
+
+@pytest.fixture(autouse=True)
+def _pictures(request, monkeypatch, _album):
+    if request.node.get_closest_marker("pictures"):
+        monkeypatch.setattr("aezoo.pictures.draw_run", _album)
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +82,12 @@ def make_images(n, size=12, seed=0):
     cx, cy, w = torch.rand(3, n, 1, 1, generator=g).unbind(0)
     blob = torch.exp(-((t[None, :, None] - cx + 0.5) ** 2 + (t[None, None] - cy + 0.5) ** 2) / (0.1 + 0.4 * w))
     return blob[:, None], (cx[:, 0, 0] > 0.5).long()
+
+
+OWN = {  # networks that some models are built around, with everything that they have, once or twice
+    "vit": "vit(width=16, depth=2, heads=2, decoder_width=16, decoder_depth=1)", "unet": "unet(widths=(4, 8))", "conv": "conv(widths=(4, 8))",
+    "resnet": "resnet(widths=(8, 8), blocks=1, attention=True)",
+}  # fmt: skip
 
 
 def model_of(name="vae", **more):

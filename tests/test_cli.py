@@ -76,6 +76,7 @@ def test_help(capsys):
     assert aezoo.__version__ in capsys.readouterr().out
 
 
+@pytest.mark.pictures
 def test_train_evaluate_sample_reconstruct(run, tmp_path, capsys):
     assert (run / "pictures" / "samples.png").is_file() and len((run / "metrics.jsonl").read_text().splitlines()) == 2
     main(["evaluate", "runs/r", "--log_prob", "20"])

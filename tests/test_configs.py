@@ -10,8 +10,12 @@ from aezoo import recipes
 from aezoo.cli import main
 from aezoo.flags import train_config
 
+PICTURED = {recipes.read(name)["data"]["source"]: name for name in recipes.names()}.values()  # one of each kind of data
 
-@pytest.mark.parametrize("name", recipes.names())
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.pictures if n in PICTURED else ()) for n in recipes.names()]
+)
 def test_recipe(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config, _, _ = train_config([name])
@@ -26,6 +30,9 @@ def test_recipe(name, tmp_path, monkeypatch):
     assert rows[-1]["step"] == 6
     model = aezoo.from_pretrained(tmp_path / "runs" / name)
     assert model.name == config["model"]["name"]
+    drawn = {p.stem for p in (tmp_path / "runs" / name / "pictures").glob("*.png")}
+    wanted = {"reconstructions", "curves", "latent"} | ({"samples"} if model.generative else set())
+    assert drawn == (wanted if name in PICTURED else set())
 
 
 def test_every_model_has_a_recipe():

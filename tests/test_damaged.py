@@ -19,11 +19,6 @@ from aezoo.storage import read_json, sha256
 from aezoo.train import checkpoints, state
 
 
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch):
-    monkeypatch.setattr("aezoo.pictures.draw_run", lambda *args: ([], []))
-
-
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     """The checkpoints of a short run: steps 3 and 4."""

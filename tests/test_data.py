@@ -262,7 +262,7 @@ def test_corrupt_images_are_listed_and_left_out_only_if_asked(tmp_path, capsys):
     with pytest.raises(ValueError, match=r"2 of 6 images cannot be read: bad.png .*; cut.png .*truncated"):
         aezoo.load_data(tmp_path)
     assert len(aezoo.load_data(tmp_path, skip_corrupt=True)) == 4
-    assert "left out 2 unreadable images" in capsys.readouterr().out
+    assert "left out 2 of 6 images, which cannot be read: bad.png" in capsys.readouterr().out
 
 
 def test_images_that_break_only_when_decoded(tmp_path, capsys):

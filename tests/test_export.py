@@ -6,9 +6,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import model_of
+from conftest import OWN, model_of
 
 import aezoo
+from aezoo import exporting
 from aezoo.cli import main
 from aezoo.exporting import PARTS, SUFFIX, conditions, samples
 from aezoo.registry import MODELS
@@ -29,6 +30,8 @@ def small(name, **more):
         more = {"columns": (0, 0, 3, 0, 2), **more}
     if not cls.backbones and cls.__signature__.parameters["backbone"].default == "mlp":
         more = {"backbone": "mlp(widths=(16,))", **more}
+    elif (own := str(cls.__signature__.parameters["backbone"].default).split("(")[0]) in OWN:
+        more = {"backbone": OWN[own], **more}
     model = aezoo.create_model(name, input_shape=shape, latent_dim=4, **more)
     with torch.no_grad():
         for p in model.parameters():
@@ -66,26 +69,29 @@ def check(model, written):
             assert torch.allclose(got, want, atol=1e-5, rtol=1e-4), file
 
 
-@pytest.mark.parametrize("name", sorted(FAMILIES.values()))
-def test_a_model_of_each_family_as_a_program(name, tmp_path):
-    model = small(name)
+def slow_beyond(names, quick):
+    """All together they take a minute: a few stay in the quick run."""
+    return [pytest.param(n, marks=() if n in quick else pytest.mark.slow) for n in names]
+
+
+BOTH = sorted({*FAMILIES.values(), *ONNX})
+
+
+@pytest.mark.parametrize("name", slow_beyond(BOTH, ONNX))
+def test_a_model_of_each_family_in_both_formats(name, tmp_path, monkeypatch):
+    """As ONNX one of each family, since that takes four times as long: benchmarks/export.py goes over all. Both files come from one
+    recording, which neither changes."""
+    model, original, made = small(name), exporting.recorded, {}
+    monkeypatch.setattr(exporting, "recorded", lambda part, args: made.setdefault(len(args), original(part, args)))
     (file,) = aezoo.export(model, tmp_path / "file", format="torch-export", tolerance=1e-6)
     assert file.difference <= 1e-6
+    monkeypatch.setattr(exporting, "recorded", lambda part, args: made[len(args)])
+    check(model, aezoo.export(model, tmp_path / "file", tolerance=1e-5))
 
 
-@pytest.mark.parametrize("name", ONNX)
-def test_models_as_onnx(name, tmp_path):
-    model = small(name)
-    check(model, aezoo.export(model, tmp_path / "file"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("format", SUFFIX)
-def test_every_model_exports(format, tmp_path):
-    """As a program; as ONNX one of each family, since that takes four times as long: benchmarks/export.py goes over all."""
-    names = aezoo.list_models() if format == "torch-export" else sorted(FAMILIES.values())
-    for name in names:
-        aezoo.export(small(name), tmp_path / name, format=format, tolerance=1e-5)
+@pytest.mark.parametrize("name", slow_beyond(sorted({*aezoo.list_models()} - {*BOTH}), []))
+def test_every_other_model_as_a_program(name, tmp_path):
+    aezoo.export(small(name), tmp_path / "file", format="torch-export", tolerance=1e-5)
 
 
 @pytest.mark.parametrize("format", SUFFIX)

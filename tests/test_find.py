@@ -258,6 +258,7 @@ class Own(aezoo.BaseAE):
 '''
 
 
+@pytest.mark.slow
 def test_trials_in_processes_of_their_own_with_a_model_of_the_users(tmp_path, monkeypatch):
     """The peak rises with the batch; a batch beyond the ceiling does not fit, and harms nothing here."""
     (tmp_path / "find_own_module.py").write_text(OWN)

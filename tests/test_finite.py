@@ -8,11 +8,6 @@ import aezoo
 from aezoo.train import loop
 
 
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch):
-    monkeypatch.setattr("aezoo.pictures.draw_run", lambda *args: ([], []))
-
-
 class Poisoned(torch.utils.data.Dataset):
     """Images of which one is not finite."""
 
@@ -152,3 +147,40 @@ def test_a_gradient_that_is_not_finite_under_a_finite_loss_is_found():
             fit(model_of("steep_ae"), make_images(64)[0], epochs=1)
     finally:
         del aezoo.registry.MODELS.entries["steep_ae"]
+
+
+@pytest.mark.parametrize("bad", [0.0, 1.0])
+@pytest.mark.parametrize("looks", [True, False])
+def test_buffers_of_any_type_and_layout_come_back(bad, looks):
+    """One that moves for the first time, too; a bad step may have left NaN anywhere. Where nobody looks, as on a GPU, as well."""
+    from aezoo.train.finite import Kept
+
+    class Counts(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = torch.nn.BatchNorm1d(3)
+            self.register_buffer("grid", torch.arange(12.0).view(3, 4).t())  # not contiguous
+            self.register_buffer("coarse", torch.ones(5, dtype=torch.float16))
+            self.register_buffer("seen", torch.zeros(2, dtype=torch.bool))
+            self.register_buffer("empty", torch.zeros(0))
+            self.register_buffer("fixed", torch.randn(4))
+
+        def forward(self, x):
+            self.norm(x)
+            self.grid.mul_(float("nan"))
+            self.coarse.add_(1)
+            self.seen.logical_not_()
+
+    model = Counts()
+    kept = Kept(model)
+    assert kept.looks
+    kept.looks = looks
+    for _ in range(3):
+        before = {k: v.clone() for k, v in model.named_buffers()}
+        kept.keep()
+        model(torch.full((4, 3), float("inf")))
+        after = {k: v.clone() for k, v in model.named_buffers()}
+        kept.put_back(torch.tensor(bad))
+        wanted = before if bad else after
+        assert all(torch.equal(v.nan_to_num(7.0), wanted[k].nan_to_num(7.0)) for k, v in model.named_buffers())
+    assert "fixed" not in kept.moved and {"grid", "coarse", "seen", "norm.num_batches_tracked"} <= kept.moved

@@ -7,6 +7,7 @@ import torch
 from conftest import fit, make_images, model_of
 
 import aezoo
+from aezoo.train import loop
 from aezoo.train.optim import build_optimizer, lr_factor
 from aezoo.train.update import Update
 
@@ -244,11 +245,15 @@ def test_random_transforms_differ_between_epochs_and_not_with_the_number_of_work
     assert not torch.equal(drawn[0][0], drawn[0][1])
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 14])
-def test_small_data_and_odd_labels_do_not_lose_a_run(tmp_path, n, capsys):
+def test_small_data_and_odd_labels_do_not_lose_a_run(tmp_path, n, capsys, monkeypatch):
     x, _ = make_images(n)
     labels = [None, torch.zeros(n, 3, dtype=torch.long), torch.rand(n), torch.rand(n, 2), torch.arange(n)]
     for i, y in enumerate(labels):
+        if i == 1:  # of all pictures only the map of the codes looks at labels
+            for name in ("reconstructions", "samples", "curves"):
+                monkeypatch.setattr(f"aezoo.pictures.{name}", lambda path, *_: path.touch() or path)
         model = aezoo.create_model("vae", input_shape=(1, 12, 12), latent_dim=1 + n % 3)
         out = tmp_path / str(i)
         aezoo.fit(model, x if y is None else (x, y), epochs=1, val=0.1 if n > 3 else None, out=out, device="cpu")
@@ -256,6 +261,7 @@ def test_small_data_and_odd_labels_do_not_lose_a_run(tmp_path, n, capsys):
     assert "left out" not in capsys.readouterr().out
 
 
+@pytest.mark.pictures
 def test_a_picture_that_fails_is_told_and_loses_nothing(images, tmp_path, monkeypatch, capsys):
     def broken(*args, **kwargs):
         raise RuntimeError("no fonts")
@@ -331,35 +337,98 @@ def test_the_schedule_runs_over_each_stage():
     assert rates == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4] * 2)
 
 
-def test_no_host_synchronisation_between_logging_points(images, monkeypatch):
-    """`.item()`, `.tolist()`, `.cpu()`, `float()` and `bool()` of tensors are counted inside the steps."""
-    from aezoo.train import loop
+@pytest.fixture
+def looks(monkeypatch):
+    """Where the host looks at a tensor's value from the beginning of an epoch to its rows and checkpoints, which may.
 
-    counted, inside = [], []
-    for name in ("item", "tolist", "cpu", "__float__", "__bool__", "__int__"):
+    On the CPU `Kept` may as well: its way without is tested by itself."""
+    counted, inside = [], [False]
+    for name in ("item", "tolist", "cpu", "numpy", "nonzero", "__float__", "__bool__", "__int__", "__index__"):
         original = getattr(torch.Tensor, name)
 
-        def spy(self, *args, _original=original, _name=name, **kwargs):
-            if inside:
+        def spy(self, *args, _original=original, _name=name, **more):
+            if inside[-1]:
                 counted.append(_name)
-            return _original(self, *args, **kwargs)
+            return _original(self, *args, **more)
 
         monkeypatch.setattr(torch.Tensor, name, spy)
-    one_step = loop._Trainer.one_step
 
-    def watched(self, window):
-        inside.append(1)
-        one_step(self, window)
-        inside.pop()
+    def watch(name, on):
+        original = getattr(loop._Trainer, name)
 
-    monkeypatch.setattr(loop._Trainer, "one_step", watched)
-    for name, more in [
-        ("vae", {"kl_warmup": 10}),
-        ("k_sparse_ae", {"anneal": 10, "k": 2}),
-        ("sparse_ae", {"penalty": "kl"}),
-    ]:
-        fit(model_of(name, corruption="masking", **more), images, epochs=2, ema=0.9, schedule="cosine", accumulate=2)
-    assert counted == []
+        def watched(self, *args, **more):
+            inside.append(on)
+            try:
+                return original(self, *args, **more)
+            finally:
+                inside.pop()
+
+        monkeypatch.setattr(loop._Trainer, name, watched)
+
+    watch("epoch", True)
+    watch("end_row", False)
+    watch("save", False)
+    return counted
+
+
+@pytest.mark.parametrize("name", aezoo.list_models())
+def test_no_model_makes_the_host_wait_between_rows(looks, monkeypatch, name):
+    cls = aezoo.registry.MODELS[name]
+    backbone = "conv(widths=(4,))" if cls.spatial or name.startswith("conv") else "linear"
+    torch.manual_seed(0)
+    model = aezoo.create_model(
+        name, input_shape=(1, 8, 8), latent_dim=6, **({} if cls.backbones else {"backbone": backbone})
+    )
+    if hasattr(cls, "check_labels"):  # it looks at labels on the CPU, where that costs nothing
+        monkeypatch.setattr(cls, "check_labels", lambda *_: None)
+    data = torch.rand(24, 1, 8, 8)
+    labels = torch.arange(24) % 3
+    fit(model, (data, labels) if cls.takes_condition else data, steps=4, batch_size=8, compile=False)
+    assert looks == []
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"ema": 0.9, "schedule": "cosine", "accumulate": 2, "val": 0.25},
+        {"nonfinite": "skip"},
+        {"nonfinite": "rollback", "clip": 1.0},
+        {"optimizer": "rmsprop", "l1": 1e-5},
+        {"optimizer": "adam(amsgrad=True)"},
+        {"optimizer": "sgd", "weight_decay": 0.1, "schedule": "linear", "warmup": 3},
+        {"groups": {"encoder.*": {"lr": 1e-4}}, "recompute": True},
+        {"log_every": 3, "checkpoint_every": 2, "max_time": "1h", "callbacks": [lambda row: None]},
+    ],
+    ids=lambda more: "-".join(more),
+)
+def test_no_setting_makes_the_host_wait_between_rows(looks, images, tmp_path, monkeypatch, more):
+    monkeypatch.setattr("aezoo.pictures.draw_run", lambda *_: ([], []))
+    model = model_of(corruption="masking", kl_warmup=10)
+    fit(model, images[0], epochs=2, batch_size=8, compile=False, out=tmp_path, **more)
+    assert looks == []
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_is_shown_between_rows_makes_nobody_wait(looks, images, monkeypatch, capsys, terminal):
+    """The loss that is shown is the newest row's."""
+    from aezoo.train import progress
+
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    monkeypatch.setattr(progress, "LONG_EPOCH", -1.0)  # a line at every step
+    shown, row = [], progress.Progress.row
+
+    def watched(self, trainer, values):
+        row(self, trainer, values)
+        shown.append((self.newest, self.bar and self.bar.postfix))
+
+    monkeypatch.setattr(progress.Progress, "row", watched)
+    result = fit(model_of("ae"), images, epochs=2, log_every=2, progress=True, compile=False)
+    assert looks == []
+    wanted = [f"loss {r['loss']:.5g} at step {r['step']}" for r in result.history]
+    assert shown == [(text, text if terminal else None) for text in wanted]
+    said = capsys.readouterr().out
+    if not terminal:
+        assert "step 1/8  no row of losses yet" in said and f"step 3/8  {wanted[0]}" in said
 
 
 def test_nothing_is_saved_of_a_loss_that_is_not_finite(images, tmp_path):

@@ -35,7 +35,6 @@ def recorded(monkeypatch):
         return Recording(replay)
 
     monkeypatch.setattr(graph, "record", record)
-    monkeypatch.setattr("aezoo.pictures.draw_run", lambda *args: ([], []))
     return use, replays
 
 

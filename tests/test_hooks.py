@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import time
 import types
 
 import pytest
@@ -97,6 +98,7 @@ def test_what_a_callback_draws_does_not_touch_the_run(images):
 # ------------------------------------------------------------------------------------------------------------- loggers
 
 
+@pytest.mark.pictures
 def test_tensorboard(images, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -111,6 +113,43 @@ def test_tensorboard(images, tmp_path):
     assert [p.value for p in points][:2] == pytest.approx([r["val_loss"] for r in result.history], rel=1e-6)
     assert {"reconstructions", "samples", "curves", "latent"} <= set(tags["images"])
     assert events.Images("curves")[0].width > 100
+
+
+def test_pictures_in_tensorboard(images, tmp_path, monkeypatch):
+    """Reconstructions and samples at every evaluation, by the weights of that step; the run is the one without them."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from aezoo.train import loggers
+
+    monkeypatch.setattr(loggers, "IMAGES_EVERY", 0.0)
+    monkeypatch.setattr("aezoo.pictures.draw_run", lambda *given: ([], []))
+    options = {"epochs": 2, "val": 0.25, "seed": 5}
+    with_them = fit(model_of("vae"), images, logger="tensorboard", out=tmp_path, **options)
+    assert same(with_them.model, fit(model_of("vae"), images, **options).model)
+    events = EventAccumulator(str(tmp_path / "tensorboard"), {"images": 0})
+    events.Reload()
+    for tag in ("held-out/reconstructions", "held-out/samples"):
+        assert [e.step for e in events.Images(tag)] == [3, 6]
+    first, last = (
+        np.asarray(Image.open(io.BytesIO(e.encoded_image_string))) for e in events.Images("held-out/reconstructions")
+    )
+    top = slice(0, 60)  # 12 pixels magnified by 5, and a gap of 2
+    assert (first[top] == last[top]).all() and (first[62:] != last[62:]).any()
+    held = aezoo.load_data(images).split(0.25, 5)[1].peek(8, torch.device("cpu")).x
+    for row, x in ((slice(0, 60), held), (slice(62, 122), with_them.model.reconstruct(held).detach())):
+        shown = np.stack([last[row][::5, 62 * j : 62 * j + 60 : 5, 0] for j in range(8)])
+        assert abs(shown / 255 - x[:, 0].clamp(0, 1).numpy()).max() < 0.01
+
+
+def test_a_picture_that_fails_ends_no_training(images, tmp_path, monkeypatch):
+    monkeypatch.setattr("aezoo.pictures.grid", lambda rows: 1 / 0)
+    with pytest.warns(UserWarning, match="no pictures in TensorBoard: ZeroDivisionError"):
+        result = fit(model_of("ae"), images, epochs=2, logger="tensorboard", out=tmp_path)
+    assert len(result.history) == 2
 
 
 def test_tensorboard_that_is_missing(images, monkeypatch):
@@ -221,8 +260,8 @@ def test_the_allocator_is_restored(images, monkeypatch, fails):
 def test_the_profile_adds_up_and_changes_nothing(images, capsys):
     result = fit(deep(), images, epochs=5, profile=True, progress=True)
     out = capsys.readouterr().out
-    rows = dict(re.findall(r"^  (data|forward|backward|optimiser|step) +([\d.]+) ms", out, re.MULTILINE))
-    assert list(rows) == ["data", "forward", "backward", "optimiser", "step"]
+    rows = dict(re.findall(r"^  (data|forward|backward|optimiser|host|step) +([\d.]+) ms", out, re.MULTILINE))
+    assert list(rows) == ["data", "forward", "backward", "optimiser", "host", "step"]
     times = {k: float(v) for k, v in rows.items()}
     whole = times.pop("step")
     assert sum(times.values()) == pytest.approx(whole, abs=0.003) and all(v > 0 for v in times.values())
@@ -232,6 +271,19 @@ def test_the_profile_adds_up_and_changes_nothing(images, capsys):
     assert speed == pytest.approx(16 / (whole / 1e3), rel=0.05)
     assert "of 16 samples" in out and "GFLOP a step" in out and out.count("profile:") == 1
     assert same(result.model, fit(deep(), images, epochs=5).model)
+
+
+def test_the_profile_tells_what_comes_between_two_steps(images, capsys):
+    """A callback at every step is the host's time, and no phase's beside it."""
+
+    class Slow(aezoo.Callback):
+        def on_step(self, run):
+            time.sleep(0.03)
+
+    fit(deep(), images, epochs=3, profile=True, progress=True, callbacks=Slow())
+    rows = re.findall(r"^  (data|forward|backward|optimiser|host) +([\d.]+) ms", capsys.readouterr().out, re.MULTILINE)
+    times = {k: float(v) for k, v in rows}
+    assert times.pop("host") >= 30 and all(v < 30 for v in times.values())
 
 
 def test_the_profile_counts_the_arithmetic(images, capsys):

@@ -286,7 +286,6 @@ def test_vqgan_gives_indices_that_decode_to_the_reconstruction():
 
 
 def test_a_resumed_run_with_a_critic_is_the_same_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("aezoo.pictures.draw_run", lambda *a, **k: ([], []))  # takes most of the time
     x = pictures(32, (2, 16))
 
     def run(out, epochs, **more):

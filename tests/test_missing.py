@@ -158,6 +158,7 @@ def test_evaluation_counts_what_is_there(name):
     assert math.isfinite(result["loss"]["mean"])
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize("shape", [(12, 2), (9, 10), (1, 8, 8)])
 def test_pictures_of_what_is_missing(shape, tmp_path):
     from aezoo.data import load_data

@@ -1,5 +1,6 @@
 """Every notebook runs in quick mode, and is committed with the outputs of a full run."""
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -19,10 +20,25 @@ def test_runs(path, tmp_path, monkeypatch):
     ).execute()
 
 
+def test_the_ten_are_there():
+    assert [p.stem[:2] for p in NOTEBOOKS] == [f"{i:02}" for i in range(1, 11)]
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_is_committed_with_outputs(path):
-    cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    notebook = nbformat.read(path, as_version=4)
+    cells = [c for c in notebook.cells if c.cell_type == "code"]
     assert [c.execution_count for c in cells] == list(range(1, len(cells) + 1))
     outputs = [o for c in cells for o in c.outputs]
-    assert not [o for o in outputs if o.output_type == "error"]
+    assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
     assert sum("image/png" in o.get("data", {}) for o in outputs) >= 3
+    assert notebook.metadata.kernelspec.name == "python3" and path.stat().st_size < 2**20
+    said = [o.get("text", "") + o.get("data", {}).get("text/plain", "") for o in outputs]
+    text = "\n".join([*said, *(c.source for c in notebook.cells)])
+    assert not re.search(r"(/tmp/|/root/|/home/|/Users/|[A-Z]:\\\\Users)", text), "a path of the machine that ran it"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_ends_with_your_data(path):
+    last = nbformat.read(path, as_version=4).cells[-1]
+    assert last.cell_type == "markdown" and "## Now with your data" in last.source

@@ -19,11 +19,6 @@ KINDS = ["normal", "gmm(components=3)", "gmm(components=3, covariance='diag')", 
 SMALL = {"backbone": "mlp(widths=(8,))"}
 
 
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch):
-    monkeypatch.setattr("aezoo.pictures.draw_run", lambda *a: ([], []))
-
-
 def rand(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 

@@ -27,12 +27,6 @@ SETTINGS = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch):
-    """They take longer than the runs here; the one test that needs them runs in a process of its own."""
-    monkeypatch.setattr("aezoo.pictures.draw_run", lambda *args: ([], []))
-
-
 def run(out, **more):
     """A run with everything that is drawn at random: shuffling, corruption, dropout, a posterior."""
     torch.manual_seed(3)
@@ -46,7 +40,7 @@ KILLS = {  # name: (owner, function, which call of it, what must be under way th
     "a step, after the backward pass": ("update.Update", "check", 9, "one_step"),
     "a validation": ("base.BaseAE", "check_input", 14, "mean_loss"),
     "a checkpoint, before its manifest": ("checkpoints", "write_json", 8, "write"),
-    "a checkpoint, a file not yet renamed": ("storage.os", "replace", 15, "write_tensors"),
+    "a checkpoint, a file not yet renamed": ("storage.os", "replace", 16, "write_tensors"),
     "a checkpoint, not yet renamed": ("checkpoints.os", "rename", 3, "write"),
     "a row, half-written": ("folder", "open", 5, "append"),
     "a row, its times not written": ("folder", "open", 6, "append"),
@@ -107,9 +101,7 @@ def killed(tmp_path_factory):
 def whole(tmp_path_factory):
     """The run that nobody disturbed."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("aezoo.pictures.draw_run", lambda *args: ([], []))
-        run(out)
+    run(out)
     return out
 
 
@@ -140,9 +132,7 @@ def damage(path, how):
 def parts(tmp_path_factory):
     """The same run up to its second row."""
     out = tmp_path_factory.mktemp("parts") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("aezoo.pictures.draw_run", lambda *args: ([], []))
-        run(out, callbacks=[lambda row: row["step"] < 5])
+    run(out, callbacks=[lambda row: row["step"] < 5])
     return out
 
 
@@ -543,6 +533,8 @@ def test_the_same_seed_in_a_new_process_whatever_is_imported_first(tmp_path):
         sys.path.insert(0, {here!r})
         {first}
         import test_promises
+        from aezoo import pictures
+        pictures.draw_run = lambda *_: ([], [])
         test_promises.run({out!r})
     """
     for i, first in enumerate(["import aezoo", "import random, numpy, sklearn; random.random(); numpy.random.rand(3)"]):

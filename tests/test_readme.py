@@ -22,6 +22,7 @@ BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, re.S)
 
 
 @pytest.mark.slow
+@pytest.mark.pictures
 def test_python_blocks_run_in_order(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
@@ -50,6 +51,7 @@ def free_port():
 
 
 @pytest.mark.slow
+@pytest.mark.pictures
 def test_command_lines_run_in_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lines = [

@@ -46,6 +46,7 @@ def test_resume_is_exact_to_the_bit(images, tmp_path, name, stop):
     assert_same_run(whole, parts)
 
 
+@pytest.mark.pictures
 def test_run_folder(images, tmp_path, capsys):
     out = tmp_path / "run"
     result = aezoo.fit(model_of(), images, epochs=2, val=0.2, out=out, device="cpu")
@@ -54,7 +55,7 @@ def test_run_folder(images, tmp_path, capsys):
     newest = {
         f"checkpoints/step-{s:09d}/{n}" for s in (0, 2) for n in ("state.safetensors", "state.json", "manifest.json")
     }
-    assert names == {".lock", "config.yaml", "config.json", "model.safetensors", "metrics.jsonl", "speed.jsonl", "checksums.json",
+    assert names == {".lock", "config.yaml", "config.json", "model.safetensors", "metrics.jsonl", "speed.jsonl", "hardware.json", "checksums.json",
                      "last/config.json", "last/model.safetensors", "last/checksums.json"} | pictures | newest  # fmt: skip
     said = capsys.readouterr().out
     assert (
@@ -80,7 +81,6 @@ def test_going_on_for_longer(images, tmp_path):
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
 def test_another_length_under_a_schedule_is_said(images, tmp_path, monkeypatch, capsys, schedule):
-    monkeypatch.setattr("aezoo.pictures.draw_run", lambda *args: ([], []))
     for epochs in (2, 2, 3):
         fit(model_of("ae"), images, epochs=epochs, schedule=schedule, out=tmp_path, resume=True, progress=True)
         said = f"schedule={schedule!r} was over 8 steps so far and is over 12 from here on" in capsys.readouterr().out
@@ -101,7 +101,6 @@ class Counted(torch.utils.data.Dataset):
 
 def test_going_on_reads_nothing_that_was_read(images, tmp_path, monkeypatch):
     """To begin again costs the same at any step: no sample is drawn only to be passed over."""
-    monkeypatch.setattr("aezoo.pictures.draw_run", lambda *args: ([], []))
     before, after = [], []
     for stop in (4, 12):
         out = tmp_path / str(stop)

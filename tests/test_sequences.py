@@ -246,7 +246,6 @@ def test_waves():
     "backbone", ["lstm(width=6)", "tcn(width=8, layers=1)", "transformer(width=8, layers=1, heads=2)"]
 )
 def test_training_on_ragged_series_learns_and_resumes(backbone, tmp_path, monkeypatch):
-    monkeypatch.setattr("aezoo.pictures.draw_run", lambda *_: ([], []))  # seconds that test nothing here
     x = aezoo.load_data("waves-ragged").x[:48, ::6].contiguous()  # (48, 11, 2)
 
     def model():

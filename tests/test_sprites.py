@@ -119,6 +119,7 @@ def test_by_name():
     assert set(aezoo.load_data("sprites", binarize="threshold", limit=99).x.unique().tolist()) == {0, 255}
 
 
+@pytest.mark.pictures
 def test_training_and_its_pictures(tmp_path, monkeypatch):
     """The map of the codes takes its colours from the first factor."""
     from matplotlib.axes import Axes

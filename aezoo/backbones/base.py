@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..functional.core import plain_cpu
 from ..registry import Recorded, Registry, choice
 
 BACKBONES: Registry[Backbone] = Registry("backbone")
@@ -69,6 +70,33 @@ class Backbone(metaclass=Recorded):
         )
 
 
+class _OfMaps(torch.autograd.Function):
+    """A reshape of maps whose channels lie last in memory; its gradient lies as the maps do. Where gradient and outcome of an
+    activation lie in different orders, its backward pass takes ten times longer on a CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        ctx.shape = x.shape
+        return x.reshape(x.shape[0], *shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return gradients[0].reshape(ctx.shape).contiguous(memory_format=torch.channels_last), None
+
+
+def channels_last(x: Tensor) -> bool:
+    """Is it a batch of maps, or a kernel, whose channels lie last in memory (and which could lie otherwise)?"""
+    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def reshaped(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """(B, ...) -> (B, *shape)."""
+    if x.requires_grad and torch.is_grad_enabled() and plain_cpu(x) and channels_last(x):
+        y: Tensor = _OfMaps.apply(x, shape)
+        return y
+    return x.reshape(x.shape[0], *shape)
+
+
 class Blocks(nn.Sequential):
     """A chain of blocks; `blocks[i]` is the i-th."""
 
@@ -104,7 +132,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.before is not None:
-            x = x.reshape(x.shape[0], *self.before)  # (B, ...) -> (B, *before)
+            x = reshaped(x, self.before)  # (B, ...) -> (B, *before)
         x = self.layer(x)
         for module in (self.norm, self.activation, self.dropout):
             if module is not None:

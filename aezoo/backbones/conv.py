@@ -6,19 +6,36 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import BACKBONES, Backbone, Block, Blocks, Tied, check_tied, checked, linear_transposed
+from .base import BACKBONES, Backbone, Block, Blocks, Tied, channels_last, check_tied, checked, linear_transposed
+from .transposed import ConvTranspose2d, conv_transpose2d
 
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_TRANSPOSED_F = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+_TRANSPOSED = (nn.ConvTranspose1d, ConvTranspose2d, nn.ConvTranspose3d)
+_TRANSPOSED_F: Any = (F.conv_transpose1d, conv_transpose2d, F.conv_transpose3d)
 
 
 def _head_transposed(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """The transpose of a 1x1 convolution; only as many of its outputs as x has channels (a Gaussian head has more)."""
     return _TRANSPOSED_F[x.dim() - 3](x, weight[: x.shape[1]], bias)
+
+
+class _ToMap(nn.Unflatten):
+    """(B, C * h * w) -> (B, C, h, w) in the order of memory that the convolutions around have (those of `other`), so that what comes
+    next need not turn it, nor its gradient."""
+
+    other: Any
+
+    def __init__(self, shape: tuple[int, ...], other: nn.Module):
+        super().__init__(1, shape)
+        object.__setattr__(self, "other", other)  # not registered as a child
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        return x.contiguous(memory_format=torch.channels_last) if channels_last(self.other.weight) else x
 
 
 @BACKBONES.register("conv")
@@ -53,10 +70,10 @@ class Conv(Backbone):
         sizes = self.sizes(input_shape)
         flat = self.widths[-1] * math.prod(sizes[-1])
 
-        def ends() -> tuple[nn.Module, nn.Module]:
+        def ends(convs: Sequence[nn.Module]) -> tuple[nn.Module, nn.Module]:
             head = nn.Linear(flat, code_params * latent_dim)
             unhead = Tied(head, linear_transposed, flat) if self.tied else nn.Linear(latent_dim, flat)
-            first = nn.Sequential(unhead, nn.Unflatten(1, (self.widths[-1], *sizes[-1])))
+            first = nn.Sequential(unhead, _ToMap((self.widths[-1], *sizes[-1]), convs[-1]))
             return Block(head, latent_dim, before=(flat,)), first
 
         return self._chain(input_shape, ends, num_params)
@@ -67,7 +84,7 @@ class Conv(Backbone):
         """The grid is the smallest feature map; a 1x1 convolution each way leads to the code."""
         grid, conv = self.sizes(input_shape)[-1], _CONV[len(input_shape[1:] or (1,)) - 1]
 
-        def ends() -> tuple[nn.Module, nn.Module]:
+        def ends(convs: Sequence[nn.Module]) -> tuple[nn.Module, nn.Module]:
             head = conv(self.widths[-1], code_params * latent_dim, 1)
             if self.tied:
                 return Block(head, latent_dim), Tied(head, _head_transposed, self.widths[-1])
@@ -83,9 +100,13 @@ class Conv(Backbone):
         return sizes
 
     def _chain(
-        self, input_shape: tuple[int, ...], ends: Callable[[], tuple[nn.Module, nn.Module]], num_params: int
+        self,
+        input_shape: tuple[int, ...],
+        ends: Callable[[Sequence[nn.Module]], tuple[nn.Module, nn.Module]],
+        num_params: int,
     ) -> tuple[nn.Module, nn.Module]:
-        """Convolutions and their mirror images; `ends` makes what leads to the code, and from it to the smallest map."""
+        """Convolutions and their mirror images; `ends` makes, of the convolutions, what leads to the code, and from it to the smallest
+        map."""
         if self.tied:
             check_tied(self.name, num_params)
         channels, *size = input_shape if len(input_shape) > 1 else (1, *input_shape)
@@ -93,10 +114,16 @@ class Conv(Backbone):
         widths = [channels, *self.widths]
         convs = [_CONV[rank - 1](a, b, self.kernel, stride=2, padding=pad) for a, b in zip(widths, widths[1:])]
         encoder: list[nn.Module] = [
-            Block(conv, widths[i + 1], spatial=rank, before=(channels, *size) if i == 0 else None, **self.hidden)
+            Block(
+                conv,
+                widths[i + 1],
+                spatial=rank,
+                before=(channels, *size) if i == 0 else None,
+                **self.hidden,
+            )
             for i, conv in enumerate(convs)
         ]
-        head, first = ends()
+        head, first = ends(convs)
         decoder = [Block(first, widths[-1], spatial=rank, **self.hidden)]
         for i in range(len(convs) - 1, -1, -1):
             # (s-1)*2 - 2*pad + kernel + extra = target  =>  extra = target - (2s - 1), 0 or 1

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from .base import ACTIVATIONS, BACKBONES, Backbone, checked
+from .transposed import ConvTranspose2d
 
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_TRANSPOSED = (nn.ConvTranspose1d, ConvTranspose2d, nn.ConvTranspose3d)
 _BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 HOMOGENEOUS = ("relu", "leaky_relu", "identity")  # f(a x) = a f(x) for a >= 0
 

@@ -12,10 +12,10 @@ from ..flags import command_parser, data_options, parse, run_file
 
 def command_evaluate(argv: Sequence[str]) -> None:
     """How good a run is, on held-out data: aezoo evaluate RUN [--data SOURCE --data.KEY VALUE] [--metrics "ssim,active_units"] [--log_prob 5000]"""
-    from ..data import load_data
     from ..evaluation import evaluate, table
     from ..hub import from_pretrained
     from ..metrics import described
+    from ..runs import held_out, other_data, training_split
     from ..storage import sha256, write_json
 
     parser = command_parser(
@@ -55,15 +55,12 @@ def command_evaluate(argv: Sequence[str]) -> None:
     run_file(o.run, "config.json")
     model = from_pretrained(o.run)
     if o.data is not None:
-        shape = model.input_shape
-        if Path(o.data).is_dir() and len(shape) == 3 and shape[0] in (1, 3):
-            options = {"size": tuple(shape[1:]), "channels": shape[0], **options}  # pictures are fitted to the model
-        source, what = load_data(o.data, **options), f"all of {o.data}"
+        source, what = other_data(model, o.data, options)
     else:
-        source, what = _held_out(recipes.read(run_file(o.run, "config.yaml")))
+        source, what = held_out(recipes.read(run_file(o.run, "config.yaml")))
     metrics = evaluate(
         model, source, metrics=o.metrics, batch_size=o.batch_size, seed=o.seed, device=o.device, log_prob=o.log_prob,
-        samples=o.samples, features=o.features, train=_trained_on(o.run) if o.data is None else None,
+        samples=o.samples, features=o.features, train=training_split(recipes.read(run_file(o.run, "config.yaml"))) if o.data is None else None,
     )  # fmt: skip
     print(f"{model.name} of {o.run} on {what} ({model.units} for its terms; ± standard error)")
     print(table(metrics))
@@ -75,28 +72,3 @@ def command_evaluate(argv: Sequence[str]) -> None:
 def _without_nan(metrics: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """JSON has no NaN: null stands for it."""
     return {name: {k: None if v != v else v for k, v in value.items()} for name, value in metrics.items()}
-
-
-def _trained_on(run: str) -> Any:
-    """What a run was trained on, as `load_data` takes it, where it is judged on the test split of that data set."""
-    from ..data import DATASETS
-
-    data = recipes.read(run_file(run, "config.yaml")).get("data", {})
-    if data.get("source") not in DATASETS or Path(data["source"]).exists():
-        return None
-    return data
-
-
-def _held_out(config: dict[str, dict[str, Any]]) -> tuple[Any, str]:
-    """The test split of a registered data set; else what the run held out for validation; else, saying so, all of it."""
-    from ..data import DATASETS, load_data
-
-    data, train = config.get("data", {}), config.get("train", {})
-    if data.get("source") is None:
-        raise ValueError("the run's data was given in Python; pass --data")
-    if data["source"] in DATASETS and not Path(data["source"]).exists():
-        return load_data({**data, "split": "test", "limit": None}), f"the test split of {data['source']}"
-    source = load_data(data)
-    if isinstance(train.get("val"), float):
-        return source.split(train["val"], train.get("seed", 0))[1], f"the part of {data['source']} held out in training"
-    return source, f"all of {data['source']}, which it was trained on"

@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import recipes
 from ..flags import command_parser, data_options, parse, run_file
-from .evaluate import _held_out, _trained_on
+from ..runs import held_out, training_split
 
 
 def command_features(argv: Sequence[str]) -> None:
@@ -49,8 +49,8 @@ def command_features(argv: Sequence[str]) -> None:
     else:
         if options:
             raise ValueError(f"--data.{next(iter(options))} goes with --data")
-        source, what = _held_out(recipes.read(run_file(o.run, "config.yaml")))
-        fit = _trained_on(o.run)
+        source, what = held_out(recipes.read(run_file(o.run, "config.yaml")))
+        fit = training_split(recipes.read(run_file(o.run, "config.yaml")))
 
     def read(data: Any) -> tuple[Any, Any]:
         return features(

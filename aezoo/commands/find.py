@@ -11,8 +11,8 @@ from ..randomness import checked_seed
 from ..registry import create_model
 
 
-def built(config: dict[str, dict[str, Any]], resume: bool = False) -> tuple[Any, Any]:
-    """(model, source) of a complete configuration; the weights depend on its seed. Raises ValueError without data."""
+def data_of(config: dict[str, dict[str, Any]], resume: bool = False) -> Any:
+    """The source of a complete configuration; torch's generator is seeded with its seed. Raises ValueError without data."""
     import torch
 
     from ..data import load_data
@@ -24,6 +24,12 @@ def built(config: dict[str, dict[str, Any]], resume: bool = False) -> tuple[Any,
         raise ValueError(f"no data: pass --data with a folder, a file or a registered name{given}")
     source = load_data(config["data"])
     torch.manual_seed(checked_seed(config["train"]["seed"]))
+    return source
+
+
+def built(config: dict[str, dict[str, Any]], resume: bool = False) -> tuple[Any, Any]:
+    """(model, source) of a complete configuration; the weights depend on its seed. Raises ValueError without data."""
+    source = data_of(config, resume)
     options = dict(config["model"])
     kind = options.pop("name")
     shape = options.pop("input_shape", None) or source.shape

@@ -144,14 +144,14 @@ def _write(x: Any, out: Path, names: Sequence[str], seconds: float, model: Any) 
     import numpy as np
     import torch
 
-    from ..pictures import as_images, is_image
+    from ..pictures import as_images, is_image, near_unit
     from ..tasks.frames import save_gif, save_grid
 
     x = x.detach().cpu().float()
     out.parent.mkdir(parents=True, exist_ok=True)
     like = (
         torch.tensor([0.0, 1.0]).view(2, *[1] * len(model.input_shape))
-        if model.likelihood.support or _unit(x)
+        if model.likelihood.support or near_unit(x)
         else None
     )
     like = like if is_image(x.shape[2:]) else None
@@ -163,7 +163,3 @@ def _write(x: Any, out: Path, names: Sequence[str], seconds: float, model: Any) 
         save_gif(side_by_side, out, seconds=seconds, like=like)
     else:
         save_grid(x, out, names, like)
-
-
-def _unit(x: Any) -> bool:
-    return bool(x.min() > -0.5 and x.max() < 1.5)

@@ -29,16 +29,7 @@ def command_reconstruct(argv: Sequence[str]) -> None:
     o = parse(parser, argv)
     run_file(o.run, "config.json")
     model = from_pretrained(o.run)
-    files: list[Path] = []
-    for text in o.images:
-        path = Path(text)
-        if not path.exists():
-            beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-            raise FileNotFoundError(f"no file {text!r}.{nearest(path.name, beside)}")
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS) if path.is_dir() else [path]
-        if not found:
-            raise ValueError(f"{text!r} holds no image ({', '.join(IMAGE_ENDINGS)})")
-        files += found
+    files = listed(o.images)
     pictures = [p for p in files if p.suffix.lower() in IMAGE_ENDINGS]
     shape = model.input_shape
     size = (shape[-2], shape[-1]) if len(shape) in (2, 3) and is_image(shape) else None
@@ -46,11 +37,7 @@ def command_reconstruct(argv: Sequence[str]) -> None:
     if pictures and (size is None or channels not in (1, 3)):
         raise ValueError(f"{pictures[0]} is an image, but {model.name} of {o.run} takes samples of shape {shape}")
     out = Path(o.out)
-    targets = _targets(out, pictures)
-    inputs = {p.resolve() for p in files}
-    clash = [t for t in [*targets, out / "comparison.png"] if t.resolve() in inputs]
-    if clash:
-        raise ValueError(f"--out {o.out} would overwrite the input {clash[0]}; choose another folder")
+    targets = fresh_targets(out, pictures, files)
     out.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
         if pictures:
@@ -84,8 +71,29 @@ def command_reconstruct(argv: Sequence[str]) -> None:
             print(f"{out / f'{path.stem}.npy'}: {len(y)} samples, mean squared error {(y - x).square().nanmean():.4g}")
 
 
-def _targets(out: Path, pictures: Sequence[Path]) -> list[Path]:
-    """Where each picture's reconstruction goes: its name as .png, numbered where two would be the same."""
+def listed(texts: Sequence[str]) -> list[Path]:
+    """The files that are named, and the images below the folders that are.
+
+    Raises FileNotFoundError with the nearest name, ValueError for a folder without images."""
+    from ..data.images import IMAGE_ENDINGS
+
+    files: list[Path] = []
+    for text in texts:
+        path = Path(text)
+        if not path.exists():
+            beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+            raise FileNotFoundError(f"no file {text!r}.{nearest(path.name, beside)}")
+        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS) if path.is_dir() else [path]
+        if not found:
+            raise ValueError(f"{text!r} holds no image ({', '.join(IMAGE_ENDINGS)})")
+        files += found
+    return files
+
+
+def fresh_targets(out: Path, pictures: Sequence[Path], inputs: Sequence[Path]) -> list[Path]:
+    """Where each picture's result goes: its name as .png, numbered where two would be the same, beside comparison.png.
+
+    Raises ValueError if any of these is an input."""
     taken: set[Path] = {out / "comparison.png"}
     targets = []
     for path in pictures:
@@ -95,6 +103,10 @@ def _targets(out: Path, pictures: Sequence[Path]) -> list[Path]:
             target = out / f"{path.stem}-{number}.png"
         taken.add(target)
         targets.append(target)
+    read = {p.resolve() for p in inputs}
+    clash = [t for t in [*targets, out / "comparison.png"] if t.resolve() in read]
+    if clash:
+        raise ValueError(f"--out {out} would overwrite the input {clash[0]}; choose another folder")
     return targets
 
 
@@ -110,7 +122,7 @@ def command_sample(argv: Sequence[str]) -> None:
     import torch
 
     from ..hub import from_pretrained
-    from ..pictures import is_image, samples
+    from ..pictures import is_image, near_unit, samples
 
     parser = command_parser("sample", "Draws samples from a generative model and writes them as one picture.")
     parser.add_argument("run")
@@ -129,7 +141,7 @@ def command_sample(argv: Sequence[str]) -> None:
     out = Path(o.out) if o.out else Path(o.run) / "samples.png"
     out = out if out.suffix else out.with_suffix(".png")
     out.parent.mkdir(parents=True, exist_ok=True)
-    samples(out, x, x.clamp(0, 1) if model.likelihood.support or (x.min() > -0.5 and x.max() < 1.5) else x)
+    samples(out, x, x.clamp(0, 1) if model.likelihood.support or near_unit(x) else x)
     print(f"{o.n} samples in {out}")
     if not is_image(x.shape[1:]):
         import numpy as np

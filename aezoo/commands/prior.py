@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from .. import recipes
@@ -14,11 +13,11 @@ def command_fit_prior(argv: Sequence[str]) -> None:
     """A prior for a trained model's codes: aezoo fit-prior RUN [--kind "gmm(components=10)"] [--data SOURCE --data.KEY VALUE]"""
     import torch
 
-    from ..data import load_data
     from ..hub import from_pretrained
     from ..index_prior import IndexPrior
     from ..prior_fitting import codes, fit_prior
     from ..priors import PRIORS
+    from ..runs import other_data
 
     parser = command_parser(
         "fit-prior",
@@ -36,10 +35,7 @@ def command_fit_prior(argv: Sequence[str]) -> None:
     run_file(o.run, "config.json")
     model = from_pretrained(o.run)
     if o.data is not None:
-        shape = model.input_shape
-        if Path(o.data).is_dir() and len(shape) == 3 and shape[0] in (1, 3):
-            options = {"size": tuple(shape[1:]), "channels": shape[0], **options}  # pictures are fitted to the model
-        source, held, what = load_data(o.data, **options), None, f"all of {o.data}"
+        (source, what), held = other_data(model, o.data, options), None
     else:
         source, held, what = trained_on(recipes.read(run_file(o.run, "config.yaml")))
     fit_prior(model, source, o.kind, device=o.device, seed=o.seed)

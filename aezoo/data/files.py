@@ -19,13 +19,15 @@ import torch
 
 from ..storage import read_tensors
 from .datasets import DatasetSource
-from .images import IMAGE_ENDINGS, look, read_image
+from .images import IMAGE_ENDINGS, ends_well, look, read_image
 from .shards import Y_KEYS, ArrayRows, pick
 from .sources import Source, TensorSource, arrays_source
 from .streams import StreamSource
 from .tars import TarRows
 
 IN_MEMORY = 2 * 2**30  # bytes of samples up to which a folder or a file becomes one tensor; what is larger is streamed
+
+MOST_NAMES = 1000  # of damaged files in one message
 
 # --------------------------------------------------------------------------------------------------------------- images
 
@@ -65,9 +67,10 @@ def load_folder(
     folder: Path, files: list[Path], size: Any, channels: int | None, binarize: str, workers: int | None, skip: bool
 ) -> Source:
     """The images among the `files` of a folder, flat or one folder a class: in memory (uint8) up to 2 GiB, else read by loader
-    processes. `skip`: leave unreadable ones out.
+    processes. `skip`: leave unreadable ones out. What is held in memory is decoded at once; of what is not, the header is read and
+    the end is looked at, which finds files that are cut off.
 
-    Raises ValueError if there is no image, for images that cannot be read (all are listed), and for mixed sizes without `size`."""
+    Raises ValueError if there is no image, for images that cannot be read (all are named), and for mixed sizes without `size`."""
     paths = [p for p in files if p.suffix.lower() in IMAGE_ENDINGS]
     if not paths:
         holds = Counter(p.suffix.lower() or "no ending" for p in files)
@@ -80,54 +83,72 @@ def load_folder(
         looks = list(pool.map(look, paths))
     bad = [(p, seen) for p, seen in zip(paths, looks) if isinstance(seen, str)]
     kept = [(p, seen) for p, seen in zip(paths, looks) if not isinstance(seen, str)]
-    if (bad and not skip) or not kept:
-        raise ValueError(_corrupt(folder, [f"{p.relative_to(folder)} ({why})" for p, why in bad], len(paths)))
+    names_of_bad = [f"{p.relative_to(folder)} ({why})" for p, why in bad]
+    if not kept:
+        raise ValueError(_corrupt(folder, names_of_bad, len(paths)))
     sizes = Counter(seen[0] for _, seen in kept)
+    height, width = size or next(iter(sizes))
+    channels = channels or (3 if any(seen[1] for _, seen in kept) else 1)
+    in_memory = len(kept) * channels * height * width <= IN_MEMORY
     if size is None and len(sizes) > 1:
+        if bad and not skip:
+            raise ValueError(_corrupt(folder, names_of_bad, len(paths)))
         most = ", ".join(f"{n} of {h}x{w}" for (h, w), n in sizes.most_common(3))
         smallest = min(min(s) for s in sizes)
         raise ValueError(
             f"{folder} holds images of {len(sizes)} sizes (height x width: {most}); pass size=, e.g. size={smallest}"
         )
-    height, width = size or next(iter(sizes))
-    channels = channels or (3 if any(seen[1] for _, seen in kept) else 1)
 
-    paths = [p for p, _ in kept]
+    total, paths = len(paths), [p for p, _ in kept]
+    if not in_memory:
+        with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
+            cut = dict(zip(paths, pool.map(lambda p: None if ends_well(p) else _fault(p), paths)))
+        names_of_bad += [f"{p.relative_to(folder)} ({why})" for p, why in cut.items() if why]
+        paths = [p for p, why in cut.items() if not why]
     names = sorted({p.relative_to(folder).parts[0] for p in paths if len(p.relative_to(folder).parts) > 1})
     classes = len(names) > 1 and all(len(p.relative_to(folder).parts) > 1 for p in paths)
     labels = [names.index(p.relative_to(folder).parts[0]) for p in paths] if classes else None
-    images = _Images(paths, labels, size, channels)
-    source: Source
-    if len(paths) * channels * height * width <= IN_MEMORY:
+    source: Source | None = None
+    if in_memory:
+        images = _Images(paths, labels, size, channels)
         source, failed = _decoded(images, channels, height, width, binarize, str(folder))
-        if failed and not skip:
-            raise ValueError(_corrupt(folder, failed, len(paths)))
-        bad_names = [str(p.relative_to(folder)) for p, _ in bad] + failed
-    else:
+        names_of_bad += [f"{Path(p).relative_to(folder)} ({why})" for p, why in failed]
+    if names_of_bad and (not skip or len(names_of_bad) == total):
+        raise ValueError(_corrupt(folder, names_of_bad, total))
+    if source is None:
         source = DatasetSource(
-            images,
+            _Images(paths, labels, size, channels),
             workers=min(8, os.cpu_count() or 1) if workers is None else workers,
             binarize=binarize,
             description=str(folder),
         )
-        bad_names = [str(p.relative_to(folder)) for p, _ in bad]
-    if bad_names:
-        print(
-            f"{folder}: left out {len(bad_names)} unreadable images: {', '.join(bad_names[:5])}{', ...' * (len(bad_names) > 5)}"
-        )
+    if names_of_bad:
+        print(f"{folder}: left out {len(names_of_bad)} of {total} images, which cannot be read: {_all(names_of_bad)}")
     source.class_names = names if classes else None
     return source
 
 
 def _corrupt(folder: Path, names: list[str], total: int) -> str:
-    shown = "; ".join(names[:5]) + ("; ..." if len(names) > 5 else "")
-    return f"{folder}: {len(names)} of {total} images cannot be read: {shown}. Repair or remove them, or pass skip_corrupt=True"
+    return f"{folder}: {len(names)} of {total} images cannot be read: {_all(names)}. Repair or remove them, or pass skip_corrupt=True"
+
+
+def _all(names: list[str]) -> str:
+    return "; ".join(names[:MOST_NAMES]) + (f"; and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
+
+
+def _fault(path: Path) -> str | None:
+    """Why an image cannot be decoded, or None."""
+    try:
+        read_image(path)
+    except ValueError as error:
+        return str(error).removeprefix(f"{path} cannot be read as an image: ")
+    return None
 
 
 def _decoded(
     images: _Images, channels: int, height: int, width: int, binarize: str, description: str
-) -> tuple[TensorSource, list[str]]:
-    """Every image in one uint8 tensor, and the names of those that broke while decoding."""
+) -> tuple[TensorSource, list[tuple[str, str]]]:
+    """Every image in one uint8 tensor, and (path, reason) of those that broke while decoding."""
     from tqdm import tqdm
 
     x = torch.empty(len(images), channels, height, width, dtype=torch.uint8)
@@ -136,7 +157,7 @@ def _decoded(
         try:
             x[i] = read_image(images.path(i), images.size, images.channels)
         except ValueError as error:
-            return str(error)
+            return str(error).removeprefix(f"{images.path(i)} cannot be read as an image: ")
         return None
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
@@ -144,7 +165,7 @@ def _decoded(
         errors = list(many)
     good = torch.tensor([i for i, e in enumerate(errors) if e is None], dtype=torch.long)
     y = images.labels
-    failed = [e for e in errors if e is not None]
+    failed = [(images.path(i), e) for i, e in enumerate(errors) if e is not None]
     if failed:
         if not len(good):
             return TensorSource(x, y, description=description), failed

@@ -44,6 +44,21 @@ def read_image(
     return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
 
 
+def lost_in_reading(path: str | Path, channels: int) -> str:
+    """What an image file holds that `read_image` does not give back: "16 bits a channel", "transparency", "colour"; "" if nothing."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        lost = ["more than 8 bits a channel"] if image.mode.startswith("I") or image.mode == "F" else []
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            lost.append("transparency")
+        if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+            lost.append(f"colours as {image.mode}")
+        elif channels == 1 and image.mode not in ("1", "L", "LA", "F") and not image.mode.startswith("I"):
+            lost.append("colour")
+    return " and ".join(lost)
+
+
 def look(path: str | Path | BinaryIO) -> tuple[tuple[int, int], bool] | str:
     """((height, width), has colour) from the header alone, or why it cannot be read."""
     from PIL import Image
@@ -55,3 +70,23 @@ def look(path: str | Path | BinaryIO) -> tuple[tuple[int, int], bool] | str:
             return size, image.mode not in ("1", "L", "LA", "I", "F") and not image.mode.startswith("I;")
     except Exception as error:
         return f"{type(error).__name__}: {error}"
+
+
+def ends_well(path: str | Path) -> bool:
+    """False if the last bytes are not those of a whole file of its kind: it is cut off, or has something behind its end."""
+    with open(path, "rb") as f:
+        start = f.read(12)
+        size = f.seek(0, 2)
+        f.seek(max(0, size - 64))
+        end = f.read()
+    if start.startswith(b"\x89PNG"):
+        return b"IEND" in end
+    if start.startswith(b"\xff\xd8"):
+        return b"\xff\xd9" in end
+    if start.startswith(b"GIF8"):
+        return end.endswith(b";")
+    if start.startswith(b"BM"):
+        return int.from_bytes(start[2:6], "little") <= size
+    if start.startswith(b"RIFF"):
+        return int.from_bytes(start[4:8], "little") + 8 <= size
+    return True

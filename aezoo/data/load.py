@@ -54,7 +54,7 @@ def load_data(
             ~/.cache/aezoo. They are downloaded there if they are missing and there is a network.
         workers: loader processes for Datasets and folders too large for memory, decoding threads for .tar shards; by default the
             cores (8 at most), and no process for Datasets of fewer than 2,000 samples. The batches do not depend on it.
-        skip_corrupt: leave unreadable images out (they are listed) instead of raising.
+        skip_corrupt: leave images of a folder that cannot be read out, and name them, instead of raising an error that names them all.
 
     Raises FileNotFoundError, ValueError or TypeError that name what was found and what is taken."""
     options = {k: v for k, v in locals().items() if k != "source"}

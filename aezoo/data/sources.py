@@ -75,7 +75,8 @@ class Source:
         held = max(1, round(fraction * len(self)))
         if held >= len(self):
             raise ValueError(
-                f"val={fraction!r} of {len(self)} samples leaves none to train on; pass a smaller fraction or more data"
+                f"val={fraction!r} of {len(self)} samples leaves none to train on; pass val=None (--train.val null), a "
+                "smaller fraction, or more data"
             )
         return self.subset(order[held:].sort().values), self.subset(order[:held].sort().values)
 

@@ -59,6 +59,7 @@ from .patches import (
     unpatchify,
 )
 from .paths import lerp, slerp
+from .posterior import draw_and_kl
 from .quantization import (
     bernoulli_entropy,
     entropy,
@@ -109,6 +110,7 @@ __all__ = [
     "covariance",
     "default_patch",
     "discretized_logistic_mixture_nll",
+    "draw_and_kl",
     "entropy",
     "exact_jacobian",
     "feature_matching",

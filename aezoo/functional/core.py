@@ -84,8 +84,10 @@ class _BernoulliNLL(torch.autograd.Function):
         return logits.clamp(-SURE, SURE).sigmoid_().sub_(x).mul_(g), for_x
 
 
-def _plain_cpu(x: Tensor) -> bool:
-    """A float32 tensor on the CPU that no compiler traces and no `torch.func` transform wraps."""
+def plain_cpu(x: Tensor) -> bool:
+    """A float32 tensor on the CPU that no compiler traces and no `torch.func` transform wraps, outside of forward-mode derivatives."""
+    if getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0:
+        return False
     wrapped = getattr(torch._C._functorch, "is_functorch_wrapped_tensor", lambda x: True)
     return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling() and not wrapped(x)
 
@@ -93,7 +95,7 @@ def _plain_cpu(x: Tensor) -> bool:
 def bernoulli_nll(x: Tensor, logits: Tensor) -> Tensor:
     """-sum(x log p + (1-x) log(1-p)), p = sigmoid(logits); nats for x in {0, 1}. (B, ...) -> (B,)."""
     x, logits = full(x), full(logits)
-    if _plain_cpu(logits) and x.shape == logits.shape and x.dtype == logits.dtype:
+    if plain_cpu(logits) and x.shape == logits.shape and x.dtype == logits.dtype:
         return _BernoulliNLL.apply(logits, x)
     return per_sample(F.binary_cross_entropy_with_logits(logits, x, reduction="none"))
 

@@ -349,7 +349,7 @@ class Mean:
             return Figure(math.nan, math.nan, 0)
         mean = self.total / n
         spread = max(0.0, self.squares / n - mean * mean) * n / max(1, n - 1)
-        error = math.nan if self.whole_piece else math.sqrt(spread / n)
+        error = math.nan if self.whole_piece or n < 2 else math.sqrt(spread / n)
         return Figure(mean, error if math.isfinite(error) else math.nan, n)
 
 
@@ -376,4 +376,4 @@ class Ratio:
             return Figure(math.nan, math.nan, 0)
         n, ratio = self.samples, a / b
         left = max(0.0, aa - 2 * ratio * ab + ratio * ratio * bb) * n / max(1, n - 1)
-        return Figure(ratio, math.nan if self.whole_piece else math.sqrt(left) / abs(b), n)
+        return Figure(ratio, math.nan if self.whole_piece or n < 2 else math.sqrt(left) / abs(b), n)

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from .. import functional as fn
 from ..backbones import Conv
+from ..backbones.transposed import ConvTranspose2d
 from ..base import Code, Pass, Spec, Terms, number
 from ..registry import register
 from ..wholebatch import batch_mean
 from .variational import VAE
 
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_TRANSPOSED = (nn.ConvTranspose1d, ConvTranspose2d, nn.ConvTranspose3d)
 BOUND = 5.0  # log-variances of each layer lie softly within (-BOUND, BOUND)
 
 Chooser = Callable[[int, Tensor, Tensor], Tensor]  # (layer, mu_p, logvar_p) -> z of that layer

@@ -113,4 +113,5 @@ class PatchGAN(nn.Module):
         return {"adversarial": self.weight * on * balance, "features": self.features * on}
 
     def after_step(self) -> None:
-        self.steps += 1
+        if self.training:  # not frozen
+            self.steps += 1

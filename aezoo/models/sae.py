@@ -72,7 +72,7 @@ class LargestSAE(SAE):
         return {"aux": AUX if self.training else 0.0} if self.aux_k else {}
 
     def after_step(self) -> None:
-        if self.normalize_decoder and isinstance(self.decoder, RowDecoder):
+        if self.normalize_decoder and isinstance(self.decoder, RowDecoder) and self.decoder.training:  # not frozen
             self.decoder.normalize()
 
     def may_be_dead(self) -> bool:
@@ -134,8 +134,8 @@ class TopKSAE(LargestSAE):
     With likelihoods whose decoder emits logits, b_dec is a logit and subtracted all the same. Terms: "recon"; "aux", the share of
     the residual that the dead latents leave unexplained (0 while none is dead). Metrics: those of every SAE ("l0", "dead", "fvu") and
     "active", fraction of all latents that are above 0 for some sample of the batch (in what the loop logs: for some sample of the
-    epoch, or of the validation set). `forward` fills in the dense code
-    z, whose gradient is exact; `loss`, which training calls, never builds it. Not twice differentiable."""
+    epoch, or of the validation set). `forward` fills in the dense code z, whose gradient is exact; `loss`, which training calls,
+    never builds it. Not twice differentiable."""
 
     paper = "arXiv:2406.04093"
 

@@ -144,7 +144,7 @@ class SAE(BaseAE):
             self.decoder.across = True
 
     def after_step(self) -> None:
-        if isinstance(self.decoder, RowDecoder) and self.decoder.across:
+        if isinstance(self.decoder, RowDecoder) and self.decoder.across and self.decoder.training:  # not frozen
             self.decoder.normalize()
 
     # -------------------------------------------------------------------------------------------- one pass, in its parts

@@ -18,6 +18,7 @@ from ..priors import StandardNormal
 from ..registry import register
 from ..wholebatch import rows_per_sample, whole_size
 
+BOUND = 10.0  # of a log-variance
 CHUNK = 2**24  # decoded values held at once by log_prob: 64 MiB in float32
 CACHED = 2**20  # the same on a CPU, where 4 MiB stay in its cache: more than twice as fast
 
@@ -39,9 +40,12 @@ class Variational(BaseAE):
     def posterior(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Encoder output (B, 2K) -> mu, logvar, (B, K) each."""
         mu, logvar = h.chunk(2, dim=1)
-        return mu, fn.soft_bound(logvar, 10.0)
+        return mu, fn.soft_bound(logvar, BOUND)
 
     def bottleneck(self, h: Tensor, sample: bool) -> tuple[Tensor, Terms] | Code:
+        if sample and type(self).posterior is Variational.posterior:
+            z, kl = fn.draw_and_kl(h, torch.randn_like(h.chunk(2, dim=1)[0]), BOUND)
+            return z, {"kl": kl}
         mu, logvar = self.posterior(h)
         z = mu + torch.exp(0.5 * logvar).to(mu.dtype) * torch.randn_like(mu) if sample else mu
         return z, {"kl": fn.gaussian_kl(mu, logvar)}

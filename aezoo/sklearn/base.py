@@ -52,7 +52,8 @@ def new_scaler(name: str, rows: int, random_state: int) -> Any:
 class AEEstimator(BaseEstimator):
     """Base of the estimators; no estimator by itself. Subclasses list these keywords in their own constructors, as scikit-learn wants:
 
-    model: name of a model of the zoo. latent_dim: K, or "auto". backbone: as for `create_model`, or "auto". model_params: further keywords of the model, or None.
+    model: name of a model of the zoo. latent_dim: K, or "auto". backbone: as for `create_model`, or "auto". model_params:
+    further keywords of the model, or None.
     scaler: one of `SCALERS`. input_shape: shape of a sample where a row is an image or a series, (F,) by default.
     epochs, steps, batch_size, lr, weight_decay: as for `aezoo.fit`. device: where it trains. random_state. verbose.
 
@@ -176,8 +177,8 @@ class AEEstimator(BaseEstimator):
     def _apply(self, function: Any, rows: np.ndarray) -> list[np.ndarray]:
         """function(model, x (B, *input_shape)) -> (B, ...) over all scaled rows, for each model: an array (N, ...) each.
 
-        Runs on `device` in float64 (on the CPU where that has none), so that a row's result does not depend on its batch beyond 1e-12,
-        without gradients, in evaluation mode; the global RNG is left as it was."""
+        Runs on `device` in float64 (on the CPU where that has none), so that a row's result does not depend on its batch
+        beyond 1e-12, without gradients, in evaluation mode; the global RNG is left as it was."""
         device = decide(self.device, "fp32", False).device
         if device.type == "mps":
             device = torch.device("cpu")

@@ -11,6 +11,12 @@ _LAZY = {
     "save_gif": "frames",
     "save_grid": "frames",
     "traverse": "generate",
+    "Codec": "compress",
+    "anomaly_scores": "detect",
+    "detect_series": "series",
+    "error_map": "error_maps",
+    "Interval": "series",
+    "sliding_windows": "series",
 }
 
 

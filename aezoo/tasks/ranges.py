@@ -110,7 +110,7 @@ def span_of(
         if model.prior is None:
             raise ValueError(
                 f"{model.name} has no prior to take a range from; pass data= (what it was trained on), or give it one: "
-                "aezoo.fit_prior(model, data, 'gmm')"
+                "aezoo.fit_prior(model, data, 'gmm'); on the command line --data SOURCE, or aezoo fit-prior RUN"
             )
         mu, std = _prior_moments(model, seed)
     low, high = mu - span * std, mu + span * std

@@ -15,6 +15,7 @@ from ..data import Source
 from ..randomness import checked_seed
 from ..registry import choice, parse_spec
 from .finite import POLICIES
+from .freezing import check_freeze
 from .loggers import build_loggers
 from .optim import SCHEDULES
 from .processes import Processes
@@ -56,6 +57,7 @@ def check_arguments(asked: dict[str, Any], model: BaseAE) -> None:
             number(name, asked[name], allowed, fine)
     count("warmup", asked["warmup"])
     checked_seed(asked["seed"])
+    check_freeze(model, asked["freeze"], asked["groups"])
     if isinstance(asked["val"], (int, float)) and not 0 < asked["val"] < 1:
         raise ValueError(f"val={asked['val']!r} must be a fraction between 0 and 1, or data of its own")
     if asked["top_k"] > 1 and asked["val"] is None:

@@ -88,26 +88,50 @@ class Kept:
     """A model's buffers as they were before a step: put back, on the device, if the step was bad.
 
     One that no forward pass changes costs no kernel. Whether one was changed says its version, which torch counts, but not for
-    running means: batch norm moves these without a word."""
+    running means: batch norm moves these without a word. All that move are copied to one block of bytes, so that few calls keep
+    and choose for all of them: a step of a small net has none to spare. On the CPU the host looks whether there is anything to
+    do (`looks`), since nothing makes it wait there."""
 
     def __init__(self, model: nn.Module):
         self.buffers = dict(model.named_buffers())
         self.moved = {name for name in self.buffers if name.rpartition(".")[2].startswith("running_")}
         self.copies: dict[str, Tensor] = {}
         self.versions: dict[str, int] = {}
+        self.looks = all(b.device.type == "cpu" for b in self.buffers.values())
+        self._gather()
+
+    def _gather(self) -> None:
+        """The block, and the buffers that are not in it: those that have not moved yet, or lie in memory with gaps."""
+        block = [name for name, b in self.buffers.items() if name in self.moved and b.is_contiguous()]
+        self.apart = [name for name in self.buffers if name not in block]
+        self.bytes = [self.buffers[name].view(-1).view(torch.uint8) for name in block]
+        if block:
+            self.before, self.now = (torch.cat(self.bytes) for _ in range(2))
+            self.parts = list(self.now.split([len(b) for b in self.bytes]))
 
     def keep(self) -> None:
         """Before the step."""
-        for name, b in self.buffers.items():
+        for name in self.apart:
+            b = self.buffers[name]
             if name in self.moved or self.versions.get(name) != b._version:
                 self.copies[name], self.versions[name] = b.clone(), b._version
+        if self.bytes:
+            torch.cat(self.bytes, out=self.before)
 
     def put_back(self, bad: Tensor) -> None:
         """After the step: what was kept, where `bad` is 1."""
-        for name, b in self.buffers.items():
-            if name in self.moved or self.versions[name] != b._version:
-                self.moved.add(name)
+        changed = [k for k in self.apart if k in self.moved or self.versions[k] != self.buffers[k]._version]
+        if not self.looks or torch.is_nonzero(bad):
+            for name in changed:
+                b = self.buffers[name]
                 torch.where(bad > 0, self.copies[name], b, out=b)
+            if self.bytes:
+                torch.cat(self.bytes, out=self.now)
+                torch.where(bad > 0, self.before, self.now, out=self.now)
+                torch._foreach_copy_(self.bytes, self.parts)
+        if not self.moved.issuperset(changed):
+            self.moved.update(changed)
+            self._gather()
 
 
 def _everything(t: _Trainer) -> dict[str, Tensor]:

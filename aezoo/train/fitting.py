@@ -13,9 +13,11 @@ from ..base import BaseAE
 from ..data import load_data
 from ..randomness import forked_rng
 from .arguments import check_arguments, check_shard
+from .freezing import listed, without_gradient
 from .hardware import decide
 from .hooks import Callback
 from .loop import _Trainer
+from .optim import spelled_out
 from .processes import Processes
 from .progress import Progress
 from .result import FitResult
@@ -35,6 +37,7 @@ def fit(
     optimizer: Any = "adam",
     weight_decay: float = 0.0,
     groups: dict[str, Any] | None = None,
+    freeze: str | Sequence[str] | None = None,
     l1: float = 0.0,
     schedule: str = "constant",
     warmup: int = 0,
@@ -78,7 +81,10 @@ def fit(
         lr: learning rate. optimizer: "sgd" (momentum 0.9), "adam", "adamw", any class of torch.optim: "rmsprop(alpha=0.9)".
         weight_decay: on weights, not on biases and norms; the L2 penalty weight_decay/2 * ||w||^2 with sgd and adam, decoupled
             with adamw. l1: adds l1 * sum |w| over the same weights.
-        groups: rates of their own for some parameters, by patterns of their names: {"encoder.*": {"lr": 1e-4, "weight_decay": 0}}.
+        groups: learning rates of their own for some modules or parameters, by names or patterns of names: {"encoder": 1e-4,
+            "decoder.0*": 3e-4}, or {"encoder": {"lr": 1e-4, "weight_decay": 0}}; the first that fits counts, and `lr` for the rest.
+        freeze: modules or parameters that are not trained, by names or patterns: "encoder", ["encoder", "decoder.0*"]. They get no
+            gradient, and frozen modules are in evaluation mode: no dropout, batch norms stay as they are.
         schedule: of the learning rates: "constant", "cosine", "linear" (both to 0), or "plateau" (times 0.3 when the validation
             loss has not improved for 5 epochs). warmup: steps of linear rise before it.
         seed: of the order of the data, of every draw in training, and of the validation split. The global RNG is left as it was.
@@ -115,6 +121,7 @@ def fit(
     full at the end (the checkpoints before stay)."""
     asked = {k: v for k, v in locals().items() if k not in ("model", "data", "callbacks", "progress", "resume", "out")}
     check_arguments(asked, model)
+    asked |= {"freeze": listed(freeze), "groups": spelled_out(groups)}
     hardware = decide(device, precision, compile, allocator, deterministic)
     if resume and out is None:
         raise ValueError("resume=True needs out=, the folder of the run to go on with")
@@ -123,7 +130,7 @@ def fit(
     world = Processes(hardware.device)
     run = None
     try:
-        with forked_rng(hardware.device):
+        with forked_rng(hardware.device), without_gradient(model, freeze):
             with world.together():
                 check_shard(asked, world)
                 source = load_data(data).reshaped(model.input_shape)

@@ -52,6 +52,20 @@ class Hardware:
         """What a run that goes on takes over on the same kind of device."""
         return {"device": self.device.type, "compile": self.compile, "threads": self.threads}
 
+    def told(self, processes: int = 1) -> dict[str, Any]:
+        """What hardware.json says: on what, and how, a run was computed."""
+        cuda = self.device.type == "cuda"
+        return {
+            "device": self.device.type,
+            "name": torch.cuda.get_device_name(self.device) if cuda else processor(),
+            "cores": os.cpu_count(),
+            "threads": self.threads or torch.get_num_threads(),
+            "processes": processes,
+            "precision": self.precision,
+            "compile": self.compile,
+            "torch": torch.__version__,
+        }
+
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """bf16 autocast where it was decided; costs nothing otherwise."""
         if self.precision == "bf16":
@@ -280,3 +294,15 @@ def peak_memory(device: torch.device) -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def processor() -> str:
+    """The CPU's name."""
+    import platform
+
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -48,11 +48,6 @@ class Interval:
             zero = torch.zeros((), device=self.device)  # new tensors: a graph that adds to the sums is recorded later
             self.sums = {k: self.sums.get(k, zero) + v * samples for k, v in named.items()}
 
-    def so_far(self) -> dict[str, float]:
-        """Means over this process's samples, for who looks at them while the others go on; waits for the device."""
-        share = max(1.0, self.samples / self.world.size)
-        return {k: float(v) / share for k, v in self.sums.items()}
-
     def state(self) -> dict[str, Tensor]:
         """All sums by name: of all processes on the host, where there are several."""
         return {**self.sums, **self.parts} if self.world.size == 1 else self.totals()

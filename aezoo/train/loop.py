@@ -20,6 +20,7 @@ from . import state as run_state
 from .arguments import seconds_of
 from .average import Average
 from .ending import finish, too_large
+from .freezing import train_mode
 from .graph import Block, Graphed
 from .hardware import out_of_memory, settle
 from .interrupts import Interrupts, Stopped
@@ -99,6 +100,7 @@ class _Trainer(Setup):
             if self.run is not None and self.world.main and (saved is None or self.step < self.total):
                 self.run.check_space(needed)
                 self.run.write_config(run_state.config(self))
+                self.run.write_hardware(self.hardware.told(self.world.size))
                 self.run.write_rows(self.rows)
         if self.run is not None and saved is None:
             self.save(must=True)  # a folder that cannot hold a checkpoint is found out here
@@ -173,7 +175,7 @@ class _Trainer(Setup):
             self.guard.begin(self)
         every = self.asked["checkpoint_every"]
         reached, epoch = self.step, self.step // self.per_epoch
-        self.model.train()
+        train_mode(self.model, self.frozen)
         for window in self.windows(epoch, self.step % self.per_epoch):
             self.one_step(window)
             if self.hooks.step:
@@ -185,7 +187,7 @@ class _Trainer(Setup):
                 behind = self.end_row(due)
                 if behind or self.at_epoch_end() or self.stopped != "finished":
                     return
-                self.model.train()
+                train_mode(self.model, self.frozen)
             else:
                 self.stop_if_asked()
                 if due and not self.save():
@@ -259,6 +261,8 @@ class _Trainer(Setup):
                 for _ in range(accumulate):
                     next(batches, None)
         while True:
+            if self.profile and at is None:
+                self.profile.clock("host")
             self.seed_step(self.step if at is None else at)
             window = []
             for _ in range(accumulate):
@@ -284,11 +288,12 @@ class _Trainer(Setup):
         clock = self.profile.clock if self.profile else None
         if clock:
             clock("data")
-            self.compute.clock = clock  # type: ignore[attr-defined]
+            self.compute.clock = clock
         self.used_lr = self.lr()
         set_lr(self.optimizer, self.used_lr / self.asked["lr"])
         samples = sum(piece.total for piece in window)
-        self.kept.keep()
+        if not self.compute.whole:
+            self.kept.keep()
         seen = []
         for i, piece in enumerate(window):
             rows = self.world.rows(piece.total)
@@ -296,10 +301,12 @@ class _Trainer(Setup):
             with self.world.spread(piece.total):
                 values = self.compute(self.hardware.place(piece.x), share, i == len(window) - 1, piece.condition)
             seen.append((values, rows))
-        self.update.step(seen[-1][0].total if len(seen) == 1 else torch.stack([v.total for v, _ in seen]).sum())
+        total = seen[-1][0].total if len(seen) == 1 else torch.stack([v.total for v, _ in seen]).sum()
+        self.update.step(total, gradients=seen[-1][0].gradients)
         for values, n in seen:
             self.interval.count(values.named, n, self.update.bad)
-        self.kept.put_back(self.update.bad)
+        if not self.compute.whole:
+            self.kept.put_back(self.update.bad)
         self.interval.samples += samples
         self.interval.timed += samples
         self.model.after_step()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import inspect
 import math
 import sys
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from ..base import number
 from ..registry import choice, nearest, parse_spec
+from .freezing import fits
 
 UNFIT = {
     "LBFGS": "it evaluates the loss several times a step",
@@ -42,7 +42,7 @@ def build_optimizer(
 
     `weight_decay` acts on weights (two axes or more), not on biases and norms. With "sgd" and "adam" it is the L2 penalty
     weight_decay/2 * ||w||^2; with "adamw" it is decoupled (arXiv:1711.05101). `parameters` come with their names; `groups`
-    gives those whose names fit a pattern an `lr` or `weight_decay` of their own (the first pattern that fits counts). Each
+    gives those whose names fit a name or pattern an `lr` or `weight_decay` of their own (the first pattern that fits counts). Each
     group's own rate is kept as `base_lr`. Raises ValueError or TypeError naming what is off and the nearest right spelling."""
     classes = {name.lower(): cls for name, cls in _classes().items()}
     options: dict[str, Any] = {}
@@ -90,17 +90,25 @@ def build_optimizer(
     return optimizer
 
 
+def spelled_out(groups: Any) -> Any:
+    """{"encoder": 1e-4} as {"encoder": {"lr": 1e-4}}; what is no such thing is left for `build_optimizer` to refuse."""
+    if not isinstance(groups, dict):
+        return groups
+    plain = (int, float)
+    return {k: {"lr": v} if isinstance(v, plain) and not isinstance(v, bool) else v for k, v in groups.items()}
+
+
 def _rates(
     names: Sequence[str], lr: float, weight_decay: float, groups: dict[str, Any], decays: bool
 ) -> list[tuple[float, float]]:
     """(lr, weight decay) of each parameter, by the first pattern that fits its name."""
     if not isinstance(groups, dict):
-        raise TypeError(f"groups={groups!r} must map patterns of names to rates, e.g. {{'encoder.*': {{'lr': 1e-4}}}}")
+        raise TypeError(f"groups={groups!r} must map names or patterns to rates, e.g. {{'encoder': 1e-4}}")
     used = set()
     for pattern, own in groups.items():
         if not isinstance(own, dict) or not own or not set(own) <= {"lr", "weight_decay"}:
             raise ValueError(
-                f"groups: {pattern!r} holds {own!r}; it takes {{'lr': ..., 'weight_decay': ...}}, one or both"
+                f"groups: {pattern!r} holds {own!r}; it takes a learning rate, or {{'lr': ..., 'weight_decay': ...}}, one or both"
             )
         for key, value in own.items():
             number(f"groups: {pattern!r}: {key}", value, "a number of at least 0", lambda v: 0 <= v < math.inf)
@@ -108,7 +116,7 @@ def _rates(
             raise ValueError(f"groups: {pattern!r} asks for weight decay, which this optimiser has not")
     rates = []
     for name in names:
-        fitting = next((p for p in groups if fnmatch.fnmatchcase(name, p)), None)
+        fitting = next((p for p in groups if fits(p, name)), None)
         used.add(fitting)
         own = {} if fitting is None else groups[fitting]
         rates.append((float(own.get("lr", lr)), float(own.get("weight_decay", weight_decay))))

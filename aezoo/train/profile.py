@@ -1,4 +1,4 @@
-"""Where a step's time goes: data, forward, backward, optimiser, and what the host spends between them."""
+"""Where a step's time goes: data, forward, backward, optimiser, and host: what comes between two steps (callbacks, the bar, rows)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .setup import Setup
 
 FIRST, LAST = 5, 105  # steps of the run that are looked at; the ones before warm up
-PHASES = ("data", "forward", "backward", "forward + backward", "optimiser")
+PHASES = ("data", "forward", "backward", "forward + backward", "optimiser", "host")
 
 
 class Profile:
@@ -33,7 +33,8 @@ class Profile:
         now = time.perf_counter()
         if phase == "data":
             self._end_of_step(now)
-        self.now[phase] = self.now.get(phase, 0.0) + now - self.last
+        if phase == "data" or self.now:  # what was before the first step belongs to none
+            self.now[phase] = self.now.get(phase, 0.0) + now - self.last
         self.last = now
 
     def _end_of_step(self, now: float) -> None:

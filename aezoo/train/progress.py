@@ -16,7 +16,6 @@ from .interval import Interval
 from .result import FitResult
 from .run import RunFolder
 
-REFRESH = 1.0  # seconds between looks at the loss, each of which waits for the device
 LINES = 5.0  # seconds between plain lines
 LONG_EPOCH = 15.0  # seconds after which a plain line comes in the middle of an epoch
 
@@ -44,10 +43,13 @@ class Watched(Protocol):
 
 
 class Progress:
+    """The loss that it shows is the newest row's: looking at a newer one would make the host wait for the device."""
+
     def __init__(self, on: bool):
         self.on = on
         self.bar: Any = None
-        self.looked = self.printed = time.perf_counter()
+        self.printed = time.perf_counter()
+        self.newest = ""  # the loss of the newest row, and its step
 
     def say(self, text: str) -> None:
         if self.on:
@@ -69,8 +71,10 @@ class Progress:
         model = trainer.model
         self.say(trainer.hardware.reason)
         held = f" + {len(trainer.val):,} to validate" if trainer.val is not None else ""
+        still = sum(p.numel() for p in model.parameters() if not p.requires_grad)
         self.say(
-            f"{model.name} {tuple(model.input_shape)} -> {model.latent_dim}, {model.num_parameters:,} parameters | "
+            f"{model.name} {tuple(model.input_shape)} -> {model.latent_dim}, {model.num_parameters:,} parameters"
+            f"{f', {still:,} of them frozen' if still else ''} | "
             f"{len(trainer.source):,} samples of {trainer.description}{held} | {trainer.total:,} steps of "
             f"{trainer.batch_size * trainer.asked['accumulate']}"
         )
@@ -98,21 +102,20 @@ class Progress:
     def step(self, trainer: Watched) -> None:
         if not self.on:
             return
-        if self.bar is None:
-            now = time.perf_counter()
-            if now - self.printed > LONG_EPOCH:
-                self.printed = now
-                loss = trainer.interval.so_far().get("loss", float("nan"))
-                self.say(f"step {trainer.step:,}/{trainer.total:,}  loss {loss:.5g}")
+        if self.bar is not None:
+            self.bar.update(trainer.batch_size * trainer.asked["accumulate"])
             return
-        self.bar.update(trainer.batch_size * trainer.asked["accumulate"])
         now = time.perf_counter()
-        if now - self.looked > REFRESH:
-            self.looked = now
-            self.bar.set_postfix_str(f"loss {trainer.interval.so_far().get('loss', float('nan')):.5g}", refresh=False)
+        if now - self.printed > LONG_EPOCH:
+            self.printed = now
+            shown = self.newest or "no row of losses yet (log_every= makes more of them)"
+            self.say(f"step {trainer.step:,}/{trainer.total:,}  {shown}")
 
     def row(self, trainer: Watched, row: dict[str, Any]) -> None:
         """One line per epoch, but not more often than every few seconds."""
+        self.newest = f"loss {row['loss']:.5g} at step {row['step']:,}"
+        if self.bar is not None:
+            self.bar.set_postfix_str(self.newest, refresh=False)
         now = time.perf_counter()
         done = trainer.step >= trainer.total
         if not self.on or (now - self.printed < LINES and not done and trainer.step > trainer.per_epoch):

@@ -3,6 +3,7 @@
 config.yaml                     what was asked for: model, data, train
 metrics.jsonl                   one row per epoch (or every `log_every` steps): a function of the configuration alone
 speed.jsonl                     the same rows' times
+hardware.json                   on what they were taken
 config.json, model.safetensors  the best weights by validation loss (the last ones without validation), with their sha256 in
                                 checksums.json
 last/, top/                     the last weights, and the `top_k` best
@@ -114,6 +115,10 @@ class RunFolder:
         import yaml
 
         write_bytes(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
+
+    def write_hardware(self, told: dict[str, Any]) -> None:
+        """On what the run, or its newest part, is computed."""
+        write_json(self.path / "hardware.json", told)
 
     def write_rows(self, rows: list[dict[str, Any]]) -> None:
         """The whole history: used once at the start, so that rows after the resumed step disappear."""

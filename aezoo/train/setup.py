@@ -19,6 +19,7 @@ from . import state as run_state
 from .arguments import batches_for, notes
 from .average import Average
 from .finite import Guard, Kept
+from .freezing import chosen
 from .graph import Graphed
 from .hardware import Hardware
 from .hooks import Hooks
@@ -56,6 +57,7 @@ class Setup:
         self.held: BaseAE | Shards = self.model  # whose weights this process holds
         self.loss: Callable[..., AELoss] = self.model.loss
         self.dtype = next(model.parameters()).dtype
+        self.frozen = chosen(self.model, asked["freeze"]).modules
         self.seed: int = asked["seed"]
         self.step = 0
         self.rows: list[dict[str, Any]] = []
@@ -150,7 +152,10 @@ class Setup:
         )
         exchange = self.world.all_reduce if self.shards is not None else None
         self.update = Update(self.optimizer, a["clip"], sticky=a["nonfinite"] != "skip", exchange=exchange)
-        self.compute = build_compute(model, self.weights, a["l1"], self.hardware, self.world, self.shards)
+        self.compute = build_compute(
+            model, self.weights, a["l1"], self.hardware, self.world, self.shards,
+            update=self.update if a["accumulate"] == 1 else None,
+        )  # fmt: skip
         self.best_row, self.best_weights, self.stale, self.plateau, self.plateau_stale = {}, None, 0, 1.0, 0
         self.top = []
         self.patience_best = math.inf

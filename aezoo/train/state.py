@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # what may not change between the parts of one run, since its steps would no longer be those of one run
 FIXED = ("optimizer", "lr", "weight_decay", "l1", "schedule", "warmup", "accumulate", "clip", "ema", "seed", "val",
-         "groups", "nonfinite", "overfit_batches", "log_every")  # fmt: skip
+         "groups", "freeze", "nonfinite", "overfit_batches", "log_every")  # fmt: skip
 
 
 def config(t: _Trainer) -> dict[str, Any]:

@@ -133,6 +133,8 @@ class Together:
                     reporting.enter_context(m.reporting_parts())
                 self._prepare()
                 self.runs = open_folders(self)
+                for run in self.runs:
+                    run.write_hardware(self.hardware.told())
                 self.bar.say(
                     f"{len(self.models)} models {self.models[0].name} as one, {self.models[0].num_parameters:,} parameters each | "
                     f"{len(self.sources[0]):,} samples of {self.given.description} | {self.total:,} steps of {self.batch_size}"

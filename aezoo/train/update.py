@@ -18,7 +18,7 @@ Exchange = Callable[[Tensor], Tensor]
 
 SKIPS = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)  # fused, these honour `found_inf`
 
-LARGE = 2**17  # weights from which reading them takes longer than calling a kernel for each tensor
+LARGE = 2**20  # weights from which reading them takes longer than calling a kernel for each tensor
 SWEEP = 64  # steps between two looks for numbers that have decayed to nothing
 TINY = 1e-30  # float32 is normal down to 1.2e-38, which 0.9^t reaches from here in 175 steps
 
@@ -46,22 +46,29 @@ class Update:
             optimizer.found_inf = self.bad  # type: ignore[attr-defined]
             optimizer.grad_scale = None  # type: ignore[attr-defined]
 
-    def step(self, loss: Tensor, factor: Tensor | None = None) -> None:
+    def step(self, loss: Tensor, factor: Tensor | None = None, gradients: list[Tensor] | None = None) -> None:
         """Steps on the gradients that the parameters hold, and takes them away. `factor`: of the learning rates, where it is
-        on the device (bare kernels only)."""
-        held = [p for p in self.parameters if p.grad is not None]
-        grads: list[Tensor] = [p.grad for p in held]  # type: ignore[misc]
-        self.check([*grads, loss.detach()])
-        if self.clip:
-            clip_(grads, self.clip, self.exchange)
+        on the device (bare kernels only). `gradients`: of all parameters, where they come from a graph that has checked and
+        clipped them."""
+        held, grads = self.parameters, gradients
+        if grads is None:
+            held = [p for p in self.parameters if p.grad is not None]
+            grads = [p.grad for p in held]  # type: ignore[misc]
+            self.check([*grads, loss.detach()])
+            if self.clip:
+                clip_(grads, self.clip, self.exchange)
+        elif self.bare is None:
+            for p, g in zip(held, grads):
+                p.grad = g
         if self.bare is not None:
             self.bare.step(held, grads, self.bad, factor)
         elif self.native:
             self.optimizer.step()
         else:
             self._select()
-        for p in held:
-            p.grad = None
+        if gradients is None or self.bare is None:
+            for p in held:
+                p.grad = None
 
     def check(self, values: list[Tensor]) -> None:
         """bad <- 1 if any value is not finite."""
@@ -69,8 +76,9 @@ class Update:
             self.bad.zero_()
         if self.device.type == "mps" or (self.device.type == "cpu" and self.large):
             # a sum is finite where its parts are (but for numbers so large that their squares, which Adam takes, are not)
-            finite = torch.stack([v.sum().float() for v in values]).isfinite().all()
-            torch.maximum(self.bad, 1 - finite.float(), out=self.bad)
+            values = [torch.stack([v.sum().float() for v in values])]
+        if self.device.type == "mps":
+            torch.maximum(self.bad, 1 - values[0].isfinite().all().float(), out=self.bad)
         else:  # one call for all of them, which writes them again, too
             by_dtype: dict[torch.dtype, list[Tensor]] = {}
             for v in values:
