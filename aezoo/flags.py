@@ -82,7 +82,7 @@ def _keys(section: str, model: str) -> dict[str, inspect.Parameter]:
 
 
 def _split_flags(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Positional words, and (flag, value) pairs; --model X, --data X, --out X, --profile and --dry_run are written out."""
+    """Positional words, and (flag, value) pairs; --model X, --data X, --out X, --logger X, --profile and --dry_run are written out."""
     words, flags = [], []
     rest = list(argv)
     while rest:
@@ -93,12 +93,14 @@ def _split_flags(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]
         flag, equals, value = item[2:].partition("=")
         if not equals:
             if not rest or rest[0].startswith("--") or (flag in BARE and rest[0].lower() not in ("true", "false")):
-                if flag in ("model", "data", "out", "resume"):
+                if flag in ("model", "data", "out", "resume", "logger"):
                     raise ValueError(f"--{flag} needs a value")
                 value = "true"
             else:
                 value = rest.pop(0)
-        flag = {"model": "model.name", "data": "data.source", "out": "train.out", **BARE}.get(flag, flag)
+        flag = {"model": "model.name", "data": "data.source", "out": "train.out", "logger": "train.logger", **BARE}.get(
+            flag, flag
+        )
         flags.append((flag, value))
     return words, flags
 
@@ -170,7 +172,7 @@ def train_config(argv: Sequence[str]) -> tuple[dict[str, dict[str, Any]], str, b
                 f" Did you mean '--{ends[0]}'?" if ends else nearest(flag, [*every, "model", "data", "out", "resume"])
             )
             raise ValueError(
-                f"no flag '--{flag}'; flags are --model, --data, --out, --resume, --model.KEY, --data.KEY, --train.KEY.{hint}"
+                f"no flag '--{flag}'; flags are --model, --data, --out, --resume, --logger, --model.KEY, --data.KEY, --train.KEY.{hint}"
             )
         if key == recipes.SHORT.get(section):
             continue

@@ -401,3 +401,11 @@ def test_from_pretrained_by_a_hub_name(tmp_path, monkeypatch):
     assert torch.equal(aezoo.from_pretrained("someone/something").reconstruct(x), model.reconstruct(x))
     files = ["config.json", "model.safetensors", "checksums.json", "README.md"]
     assert asked == [("someone/something", {"revision": None, "allow_patterns": files})]
+
+
+def test_logger_is_short_for_train_logger():
+    from aezoo.flags import train_config
+
+    assert train_config(["digits", "--logger", "tensorboard"])[0]["train"]["logger"] == "tensorboard"
+    with pytest.raises(ValueError, match="--logger needs a value"):
+        train_config(["digits", "--logger"])
