@@ -120,3 +120,14 @@ def assert_same_run(a, b):
     ]:
         assert x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
     assert (a / "metrics.jsonl").read_bytes() == (b / "metrics.jsonl").read_bytes()
+
+
+def fails(capsys, *argv):
+    """What a command that refuses its arguments says: one line, with exit code 2."""
+    from aezoo.cli import main
+
+    with pytest.raises(SystemExit) as end:
+        main([str(a) for a in argv])
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and len(err.strip().splitlines()) == 1 and err.startswith("aezoo: ")
+    return err

@@ -117,7 +117,8 @@ def test_kernels_for_other_channel_counts_see_equal_channels_as_the_published_on
 
 
 def test_published_weights_are_used_and_data_is_normalised(monkeypatch):
-    models = pytest.importorskip("torchvision.models")
+    from torchvision import models
+
     published = models.resnet18().eval()
     monkeypatch.setattr(models, "get_model", lambda name, weights: copy.deepcopy(published))
     x = batch((3, 40, 40))

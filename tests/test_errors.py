@@ -133,7 +133,8 @@ def test_a_prior_can_be_given_to_any_model():
 
 
 def test_numbers_of_numpy(tmp_path):
-    np = pytest.importorskip("numpy")
+    import numpy as np
+
     model = aezoo.create_model("vae", input_shape=(np.int64(4),), latent_dim=np.int64(3), beta=np.float32(2.0))
     assert aezoo.from_pretrained(model.save_pretrained(tmp_path)).config["latent_dim"] == 3
 

@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import make_images, model_of
+from conftest import fails, make_images, model_of
 
 import aezoo
 from aezoo.cli import main
@@ -223,14 +223,6 @@ def test_the_report_is_that_of_the_metrics():
         probe_report(z, z[:, 0])
 
 
-def fails(capsys, *argv):
-    with pytest.raises(SystemExit) as end:
-        main([str(a) for a in argv])
-    err = capsys.readouterr().err
-    assert end.value.code == 2 and len(err.strip().splitlines()) == 1 and err.startswith("aezoo: ")
-    return err
-
-
 def test_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     model_of("ae").save_pretrained("run")
@@ -303,7 +295,8 @@ def test_transformer_in_scikit_learns_company():
 
 
 def test_transformer_gives_tables_where_asked():
-    pandas = pytest.importorskip("pandas", reason="pandas: part of the test extra")
+    import pandas
+
     x, _ = rows()
     table = pandas.DataFrame(x, index=range(100, 160), columns=list("abcde"))
     t = aezoo.sklearn.AETransformer("vae", latent_dim=3, **TINY).set_output(transform="pandas").fit(table)

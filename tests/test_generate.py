@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import make_images, model_of
+from conftest import fails, make_images, model_of
 from PIL import Image
 
 import aezoo
@@ -354,14 +354,6 @@ def test_grids_and_animations(tmp_path):
     ):
         with pytest.raises(ValueError, match=words):
             call()
-
-
-def fails(capsys, *argv):
-    with pytest.raises(SystemExit) as end:
-        main([str(a) for a in argv])
-    err = capsys.readouterr().err
-    assert end.value.code == 2 and len(err.strip().splitlines()) == 1 and err.startswith("aezoo: ")
-    return err
 
 
 def test_commands(tmp_path, monkeypatch, capsys):

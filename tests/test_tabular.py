@@ -268,7 +268,8 @@ def test_encode_table():
 
 
 def test_encode_table_reads_frames():
-    pd = pytest.importorskip("pandas")
+    import pandas as pd
+
     table = aezoo.encode_table(pd.DataFrame({"a": [1.0, None, 3.0], "b": pd.Series(["x", None, "y"], dtype="object")}))
     assert table.columns == (0, 2) and torch.isnan(table.x[1]).all()
 
