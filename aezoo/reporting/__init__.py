@@ -23,7 +23,7 @@ from ..randomness import checked_seed, forked_rng, set_seed
 from ..runs import held_out, read_config, read_model
 from ..storage import CONFIG, write_bytes
 from ..train.checkpoints import Checkpoints
-from . import about, families, general
+from . import about, dictionaries, families, general
 from .general import Section
 from .material import Material, Missing
 from .page import page
@@ -31,7 +31,7 @@ from .page import page
 PAGE = "report.html"
 SECTIONS: tuple[Callable[[Material], Section | None], ...] = (
     general.training, general.reconstructions, families.masked, families.denoising, families.tabular, general.samples, families.conditions,
-    general.traversal, families.levels, general.latent_map, families.posterior, families.codebook, families.sparsity,
+    general.traversal, families.levels, general.latent_map, families.posterior, dictionaries.codebook, dictionaries.sparsity,
     families.contraction, general.errors, about.evaluation, about.speed, about.configuration, about.loading,
 )  # fmt: skip
 NAMES = {
