@@ -83,7 +83,7 @@ def test_the_reasons_are_printed(images, monkeypatch, capsys):
     monkeypatch.setattr(loop, "settle", spy)
     fit(model_of("ae"), images, steps=1, progress=True)
     said = capsys.readouterr().out.splitlines()
-    assert set(seen[0].reasons) == {"device", "precision", "compile"} and seen[0].reason in said
+    assert set(seen[0].reasons) == {"device", "precision", "compile", "tape"} and seen[0].reason in said
 
 
 # ----------------------------------------------------------------------------------------------------------- precision

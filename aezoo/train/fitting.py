@@ -89,7 +89,8 @@ def fit(
             loss has not improved for 5 epochs). warmup: steps of linear rise before it.
         seed: of the order of the data, of every draw in training, and of the validation split. The global RNG is left as it was.
         device: "auto" (cuda, mps, cpu), or one of them. precision: "auto", "fp32", "bf16" (autocast; losses in float32).
-        compile: True, False, or "auto", which decides by the size of a step and their number, and says why.
+        compile: True, False (every step runs as it is written), or "auto", which decides by the size of a step and their number, and
+            says why. Where it does not compile, steps are recorded and replayed: as a CUDA graph, or kernel by kernel on a CPU.
         deterministic: only kernels that give the same bits at every run (on a GPU; the CPU's always do).
         allocator: how freed memory is treated on the CPU: "auto", "prime", "keep", "system" (see the README on speed).
         val: fraction to hold out, or data of its own. Its loss is the best-weights criterion.

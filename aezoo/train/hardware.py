@@ -22,6 +22,7 @@ from ..registry import choice
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ALLOCATORS = ("auto", "keep", "prime", "system")
 SMALL_STEP = 3e7  # FLOPs of a training step below which a second thread costs more than it does
+TAPED_STEP = 3e9  # the same from which calls and memory are too small a part for a replay to pay
 SMALL_STEP_GPU = 3e9  # the same of a GPU's launches: several steps a replay
 LARGE_BLOCK = 32 * 2**20  # bytes from which glibc maps and unmaps a block at every use, whatever its dynamic threshold
 COMPILE_SECONDS = 30.0  # what compiling a small model takes
@@ -36,6 +37,7 @@ class Hardware:
     precision: str
     compile: bool = False
     graph: bool = False  # the step as a CUDA graph
+    tape: bool = False  # the same of kernels on the CPU
     small: bool = False  # a step is bound by calls, not by arithmetic
     threads: int | None = None  # on the CPU, while training
     allocator: str = "system"
@@ -202,8 +204,9 @@ def settle(
     if world > 1 and hardware.compile:
         hardware.compile, why = False, "several processes: the step stays as it is written"
     hardware.reasons["compile"] = f"compile {'on' if hardware.compile else 'off'} ({why})"
-    if gpu and world == 1 and compile is not False and not hardware.compile:
-        hardware.graph = True
+    as_written = world > 1 or compile is False or hardware.compile
+    hardware.graph = gpu and not as_written
+    hardware.tape = cpu and not as_written and flops < TAPED_STEP
 
 
 def _uses(module: nn.Module) -> int:

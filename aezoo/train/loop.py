@@ -30,7 +30,8 @@ from .recompute import recomputing
 from .result import FitResult
 from .setup import Setup
 from .sharding import Shards
-from .step import condition_of
+from .step import Eager, condition_of
+from .taped import Taped
 from .validate import VALIDATION, mean_loss
 
 SAVE_SECONDS = 30.0  # without checkpoint_every, the state is saved at the first row this long after the last time
@@ -106,7 +107,11 @@ class _Trainer(Setup):
             self.save(must=True)  # a folder that cannot hold a checkpoint is found out here
 
     def record_steps(self) -> None:
-        """Decides whether this stage's steps are replayed as a CUDA graph."""
+        """Decides whether this stage's steps are replayed, as a CUDA graph or from a tape."""
+        if self.hardware.tape and isinstance(self.compute, Eager):
+            why = Taped.why_not(self)
+            self.compute = self.compute if why else Taped(self.compute, self.model)
+            self.hardware.reasons["tape"] = f"replay {'off' if why else 'on'}" + (f" ({why})" if why else "")
         if self.hardware.graph:
             why = Graphed.why_not(self)
             self.graph = None if why else Graphed(self)
@@ -175,7 +180,7 @@ class _Trainer(Setup):
             self.guard.begin(self)
         every = self.asked["checkpoint_every"]
         reached, epoch = self.step, self.step // self.per_epoch
-        train_mode(self.model, self.frozen)
+        self.train_mode()
         for window in self.windows(epoch, self.step % self.per_epoch):
             self.one_step(window)
             if self.hooks.step:
@@ -187,13 +192,18 @@ class _Trainer(Setup):
                 behind = self.end_row(due)
                 if behind or self.at_epoch_end() or self.stopped != "finished":
                     return
-                train_mode(self.model, self.frozen)
+                self.train_mode()
             else:
                 self.stop_if_asked()
                 if due and not self.save():
                     return
         if self.step == reached:
             raise ValueError(f"{self.description} yielded no batch in epoch {epoch + 1}")
+
+    def train_mode(self) -> None:
+        train_mode(self.model, self.frozen)
+        if isinstance(self.compute, Taped):
+            self.compute.look()
 
     def end_row(self, due: bool = False) -> bool:
         """Log, validate, judge, save. True if the run went back behind a bad step instead."""

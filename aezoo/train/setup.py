@@ -31,7 +31,8 @@ from .profile import Profile
 from .progress import Progress
 from .run import RunFolder
 from .sharding import Shards
-from .step import build_compute
+from .step import Compute, build_compute
+from .taped import Taped
 from .update import Update
 
 
@@ -152,7 +153,7 @@ class Setup:
         )
         exchange = self.world.all_reduce if self.shards is not None else None
         self.update = Update(self.optimizer, a["clip"], sticky=a["nonfinite"] != "skip", exchange=exchange)
-        self.compute = build_compute(
+        self.compute: Compute | Taped = build_compute(
             model, self.weights, a["l1"], self.hardware, self.world, self.shards,
             update=self.update if a["accumulate"] == 1 else None,
         )  # fmt: skip

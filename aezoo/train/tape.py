@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 PLACE = {"dtype", "layout", "device", "pin_memory"}  # what a result is told, and what a given tensor already has
+EMPTY = {getattr(torch.ops.aten, n) for n in ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")}
+VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
 class _Call(NamedTuple):
@@ -29,11 +31,13 @@ class _Call(NamedTuple):
 class Tape(TorchDispatchMode):
     """Records what runs inside the block `with tape:`; after `finish`, `run()` does it again.
 
-    What is recorded must not depend on values (no `.item()`, no choice by a tensor's content) and must draw no random numbers."""
+    What is recorded must not depend on values (`depends` says whether it does: an `.item()`, a choice by a tensor's content). Random
+    numbers are drawn anew at each run."""
 
     def __init__(self) -> None:
         super().__init__()
         self.recorded: list[_Call] = []
+        self.depends = False
         self.calls: list[Callable[[], Any]] = []
         self.rare: list[Callable[[], Any]] = []
 
@@ -44,6 +48,7 @@ class Tape(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        self.depends = self.depends or _depends(func, args)
         result = func(*args, **kwargs)
         results = [result] if isinstance(result, Tensor) else list(result) if isinstance(result, (tuple, list)) else []
         if any(a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments):
@@ -73,8 +78,9 @@ class Tape(TorchDispatchMode):
                     spare = free.get(place)
                     blocks[memory] = spare.pop() if spare else torch.empty(place[1], dtype=torch.uint8, device=t.device)
             moved = _Call(call.func, *(_moved(part, blocks) for part in (call.args, call.kwargs, call.results)))
-            again = partial(call.func, *moved.args, **moved.kwargs) if not call.results else _again(moved)
-            (self.rare if i in rare else self.calls).append(again)
+            again = partial(_bare(call.func), *moved.args, **moved.kwargs) if not call.results else _again(moved)
+            if call.func.overloadpacket not in EMPTY:
+                (self.rare if i in rare else self.calls).append(again)
             for memory in _memories(call):
                 if last[memory] == i and memory in blocks:
                     free.setdefault((blocks[memory].device, blocks[memory].numel()), []).append(blocks[memory])
@@ -90,6 +96,7 @@ class Tape(TorchDispatchMode):
             results = {_memory(t) for t in _tensors(call.results)}
             if (
                 call.results
+                and torch.Tag.nondeterministic_seeded not in call.func.tags
                 and not results & moving
                 and all(m in rarely or (m in made and m not in moving) for m in read)
             ):
@@ -108,6 +115,14 @@ class Tape(TorchDispatchMode):
         """After a change of an input that seldom changes."""
         for call in self.rare:
             call()
+
+
+def _depends(func: Any, args: Any) -> bool:
+    """Does the shape of a result, or the host, depend on values? Of an index only where it is a mask."""
+    masks = func is not torch.ops.aten.index.Tensor or any(
+        t.dtype in (torch.bool, torch.uint8) for t in _tensors(args[1])
+    )
+    return not VALUES.isdisjoint(func.tags) and masks
 
 
 def _memories(call: _Call) -> set[int]:
@@ -149,7 +164,7 @@ def _again(call: _Call) -> Callable[[], Any]:
     if len(names) == len(call.results) and all(isinstance(r, Tensor) for r in call.results):
         takes = {a.name for a in out._schema.arguments}
         given = {k: v for k, v in call.kwargs.items() if k in takes}
-        return partial(out, *call.args, **given, **{n: r.detach() for n, r in zip(names, call.results)})
+        return partial(_bare(out), *call.args, **given, **{n: r.detach() for n, r in zip(names, call.results)})
 
     def compute_and_copy() -> None:
         fresh = call.func(*call.args, **call.kwargs)
@@ -158,6 +173,11 @@ def _again(call: _Call) -> Callable[[], Any]:
                 old.copy_(new)
 
     return compute_and_copy
+
+
+def _bare(func: Any) -> Any:
+    """An operation without the Python method around it."""
+    return getattr(func, "_op", func)
 
 
 def _out_variant(func: Any) -> Any:

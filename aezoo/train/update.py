@@ -18,7 +18,7 @@ Exchange = Callable[[Tensor], Tensor]
 
 SKIPS = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)  # fused, these honour `found_inf`
 
-LARGE = 2**20  # weights from which reading them takes longer than calling a kernel for each tensor
+LARGE = 2**14  # numbers from which reading and writing them takes longer than calling a kernel that only reads
 SWEEP = 64  # steps between two looks for numbers that have decayed to nothing
 TINY = 1e-30  # float32 is normal down to 1.2e-38, which 0.9^t reaches from here in 175 steps
 
@@ -36,7 +36,6 @@ class Update:
         self.parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
         first = self.parameters[0]
         self.device = first.device
-        self.large = sum(p.numel() for p in self.parameters) > LARGE
         self.bad = torch.zeros((), dtype=torch.float32, device=self.device)  # the kernels want this type
         self.one = torch.ones_like(self.bad)
         self.num_bad = torch.zeros_like(self.bad)
@@ -74,14 +73,13 @@ class Update:
         """bad <- 1 if any value is not finite."""
         if not self.sticky:
             self.bad.zero_()
-        if self.device.type == "mps" or (self.device.type == "cpu" and self.large):
-            # a sum is finite where its parts are (but for numbers so large that their squares, which Adam takes, are not)
-            values = [torch.stack([v.sum().float() for v in values])]
         if self.device.type == "mps":
-            torch.maximum(self.bad, 1 - values[0].isfinite().all().float(), out=self.bad)
+            total = torch.stack([v.sum().float() for v in values])
+            torch.maximum(self.bad, 1 - total.isfinite().all().float(), out=self.bad)
         else:  # one call for all of them, which writes them again, too
             by_dtype: dict[torch.dtype, list[Tensor]] = {}
             for v in values:
+                v = _summary(v) if v.device.type == "cpu" and v.numel() >= LARGE else v
                 by_dtype.setdefault(v.dtype, []).append(v)
             for same in by_dtype.values():
                 torch._amp_foreach_non_finite_check_and_unscale_(same, self.bad, self.one)
@@ -124,6 +122,13 @@ class Update:
         """The host has looked."""
         self.bad.zero_()
         self.num_bad.zero_()
+
+
+def _summary(v: Tensor) -> Tensor:
+    """A number that is finite where all of `v` is, but for numbers so large that their squares, which Adam takes, are not."""
+    if v.dtype == torch.float32 and v.is_contiguous():
+        return torch.dot(v.view(-1), v.view(-1))  # a third of the time of a sum
+    return v.sum()
 
 
 @torch.no_grad()

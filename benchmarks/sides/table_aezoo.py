@@ -41,7 +41,7 @@ report.start()
 if args.many > 1:
     aezoo.fit_many(models, rows, **settings)
 else:
-    aezoo.fit(model, rows, compile=args.compile or False, callbacks=report.epoch, **settings)
+    aezoo.fit(model, rows, compile=args.compile or "auto", callbacks=report.epoch, **settings)
 report.trained()
 x = torch.from_numpy(rows).to(args.device)
 model.to(args.device).eval()
