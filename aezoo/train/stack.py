@@ -181,17 +181,24 @@ class Program:
         """What model `i` draws for the run that comes, from its own generator."""
         for draw, place in zip(self.plan, self.places[i]):
             draw.fill(place, generator)
+            if draw.scale != 1:
+                place.div_(draw.scale)
 
-    def same_draws(self, i: int, j: int) -> None:
-        """Model `i` draws what model `j` drew."""
-        for place, other in zip(self.places[i], self.places[j]):
-            place.copy_(other)
+    def same_draws(self, i: int, others: Sequence[int]) -> None:
+        """Models `others`, in rising order, draw what model `i` drew."""
+        block = others == list(range(i + 1, i + 1 + len(others)))
+        for places in self.coming:
+            if block:
+                places[i + 1 : i + 1 + len(others)].copy_(places[i])
+            else:
+                for j in others:
+                    places[j].copy_(places[i])
 
     def take(self) -> None:
         """What came is the next run's input."""
         self.x.copy_(self.coming_x)
-        for draw, came, used in zip(self.plan, self.coming, self.draws):
-            torch.div(came, draw.scale, out=used) if draw.scale != 1 else used.copy_(came)
+        for came, used in zip(self.coming, self.draws):
+            used.copy_(came)
 
     def run(self) -> Tensor:
         """The values (V, M), in memory that the next run uses again."""

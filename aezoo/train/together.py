@@ -205,22 +205,21 @@ class Together:
             torch.index_select(source.x, 0, index.reshape(-1), out=rows)
         else:
             rows.copy_(floats(source.x.index_select(0, index.reshape(-1)).to(self.device), self.dtype))
-        drawn: dict[int, int] = {}  # models of one seed draw the same numbers (and read the same samples)
-        for i, generator in enumerate(self.generators):
-            if seeds is not None:
-                if seeds[i] in drawn:
-                    program.same_draws(i, drawn[seeds[i]])
-                    if source.binarize == "dynamic":
-                        program.coming_x[i].copy_(program.coming_x[drawn[seeds[i]]])
-                    continue
-                drawn[seeds[i]] = i
-                generator.manual_seed(seeds[i])
+        twins: dict[int, list[int]] = {}  # models of one seed draw the same numbers (and read the same samples)
+        for i in range(len(self.models)):
+            twins.setdefault(i if seeds is None else seeds[i], []).append(i)
+        for i, *others in twins.values():
+            generator = self.generators[i] if seeds is None else self.generators[i].manual_seed(seeds[i])
             if source.binarize == "dynamic":
-                program.coming_x[i].copy_(torch.bernoulli(program.coming_x[i], generator=generator))
+                pixels = torch.bernoulli(program.coming_x[i], generator=generator)
+                for j in (i, *others):
+                    program.coming_x[j].copy_(pixels)
             program.draw(i, generator)
+            program.same_draws(i, others)
 
     def step_seeds(self, step: int) -> list[int]:
-        return [mix_seed(seed, step, 1) for seed in self.seeds]
+        mixed = {seed: mix_seed(seed, step, 1) for seed in set(self.seeds)}
+        return [mixed[seed] for seed in self.seeds]
 
     def _ahead(self, index: Tensor, step: int) -> Callable[[], Any]:
         """Begins to make a step's inputs, in a second thread where there is one; what it returns waits for them."""
