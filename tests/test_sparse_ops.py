@@ -57,14 +57,15 @@ class Largest(TorchDispatchMode):
 # ----------------------------------------------------------------------------------------------------------------- ops
 
 
-@pytest.mark.parametrize("case", ["oneDNN", "without", "missing", "another"])
+@pytest.mark.parametrize("case", ["oneDNN", "Intel", "without", "missing", "another"])
 def test_large_products_with_and_without_onednn(case, monkeypatch):
-    """Where this torch has the operator it is used; where it is gone or does something else, `F.linear` is."""
+    """Where this torch has the operator it is used; on Intel, and where it is gone or does something else, `F.linear` is."""
+    monkeypatch.setattr(sparse_ops, "on_intel", lambda: case == "Intel")
     sparse_ops.onednn_linear.cache_clear()
     here = sparse_ops.onednn_linear()
     if case == "without":
         monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
-    elif case != "oneDNN":
+    elif case not in ("oneDNN", "Intel"):
         ops = SimpleNamespace() if case == "missing" else SimpleNamespace(_linear_pointwise=lambda *a: a[0])
         monkeypatch.setattr(torch, "ops", SimpleNamespace(mkldnn=ops))
         sparse_ops.onednn_linear.cache_clear()

@@ -32,6 +32,7 @@ from .setup import Setup
 from .sharding import Shards
 from .step import Eager, condition_of
 from .taped import Taped
+from .update import summary
 from .validate import VALIDATION, mean_loss
 
 SAVE_SECONDS = 30.0  # without checkpoint_every, the state is saved at the first row this long after the last time
@@ -347,7 +348,9 @@ class _Trainer(Setup):
     def check_finite(self, means: dict[str, float]) -> None:
         """Raises FloatingPointError if a mean, a weight or a buffer (that was finite at the start) is not finite. Waits for the device."""
         kept = {k: v for k, v in self.held.state_dict().items() if v.is_floating_point() and k not in self.unbounded}
-        sound = torch.stack([v.isfinite().all() for v in kept.values()])
+        sound = torch.stack([summary(v).isfinite() for v in kept.values()])
+        if not bool(sound.all()):  # or so large that their squares are not
+            sound = torch.stack([v.isfinite().all() for v in kept.values()])
         if not self.world.agree(not (all(math.isfinite(v) for v in means.values()) and bool(sound.all()))):
             return
         values = ", ".join(f"{k} {v:g}" for k, v in means.items() if not math.isfinite(v))

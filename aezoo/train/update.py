@@ -79,7 +79,7 @@ class Update:
         else:  # one call for all of them, which writes them again, too
             by_dtype: dict[torch.dtype, list[Tensor]] = {}
             for v in values:
-                v = _summary(v) if v.device.type == "cpu" and v.numel() >= LARGE else v
+                v = summary(v) if v.device.type == "cpu" and v.numel() >= LARGE else v
                 by_dtype.setdefault(v.dtype, []).append(v)
             for same in by_dtype.values():
                 torch._amp_foreach_non_finite_check_and_unscale_(same, self.bad, self.one)
@@ -124,7 +124,7 @@ class Update:
         self.num_bad.zero_()
 
 
-def _summary(v: Tensor) -> Tensor:
+def summary(v: Tensor) -> Tensor:
     """A number that is finite where all of `v` is, but for numbers so large that their squares, which Adam takes, are not."""
     if v.dtype == torch.float32 and v.is_contiguous():
         return torch.dot(v.view(-1), v.view(-1))  # a third of the time of a sum
