@@ -332,7 +332,8 @@ class BaseAE(nn.Module, metaclass=Recorded):
         if self.prior is None:
             able = [m for m in MODELS if MODELS[m].generative]
             raise ValueError(
-                f"{self.name} has no prior to sample from; aezoo.fit_prior(model, data, 'gmm') gives it one; "
+                f"{self.name} has no prior to sample from; aezoo.fit_prior(model, data, 'gmm') gives it one (on the command line: "
+                "aezoo fit-prior RUN); "
                 f"models that have one: {', '.join(able)}"
             )
         like = next(self.parameters())
@@ -359,6 +360,10 @@ class BaseAE(nn.Module, metaclass=Recorded):
             )
         if x.shape[0] == 0:
             raise ValueError(f"{what} is an empty batch: shape {tuple(x.shape)}")
+
+    def check_samples(self, x: Tensor) -> None:
+        """Called by the loop before the first step with all samples (N, *input_shape), where they are one tensor; raises ValueError for
+        what this model cannot learn from."""
 
     def check_condition(self, condition: Tensor | None, n: int) -> None:
         """Raises ValueError if `condition` is none for a batch of `n` samples. None always is one: nothing is known."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .base import BaseAE, positive
-from .data import load_data
+from .data import data_for
 from .metrics import METRICS, Subject, chosen
 from .metrics.base import Mean
 from .randomness import checked_seed, forked_rng, set_seed
@@ -66,7 +66,7 @@ def evaluate(
     hardware = decide(device, "fp32", False)
     checked_seed(seed)
     with forked_rng(hardware.device), model.evaluating(), torch.no_grad():
-        source = load_data(data).reshaped(model.input_shape)
+        source = data_for(model.input_shape, data)
         low, high = source.check(model.likelihood.support, model.accepts_missing)
         model.likelihood.check(low, high)
         model.to(hardware.device)
@@ -81,7 +81,7 @@ def evaluate(
             log_prob=log_prob or 0,
             samples=samples,
             features=features,
-            train=None if train is None else lambda: load_data(train).reshaped(model.input_shape).to(hardware.device),
+            train=None if train is None else lambda: data_for(model.input_shape, train).to(hardware.device),
             tick=bar.update,
         )
         wanted = chosen(metrics, subject)

@@ -63,11 +63,11 @@ def fit_probe(
     mean and standard deviation over `data`; constant ones are left as they are. The model stays on its device, unchanged.
 
     Raises ValueError for data without whole-number labels."""
-    from .data import load_data
+    from .data import data_for
 
     number("weight_decay", weight_decay, "a number of at least 0", lambda v: 0 <= v < float("inf"))
     like = next(model.parameters())
-    source = load_data(data).reshaped(model.input_shape)
+    source = data_for(model.input_shape, data)
     xs, ys = [], []
     for batch in source.batches(
         list(torch.arange(len(source)).split(positive("batch_size", batch_size))), like.device, like.dtype

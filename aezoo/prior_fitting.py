@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import functional as fn
 from .base import AELoss, BaseAE
-from .data import load_data
+from .data import data_for
 from .index_prior import IndexPrior
 from .priors import PRIORS, Flow, Prior, Vamp, enough
 from .randomness import checked_seed, forked_rng, set_seed
@@ -95,7 +95,7 @@ Encoding = Callable[[BaseAE, Tensor, dict[str, Tensor]], tuple[Tensor, ...]]
 
 def encoded(model: BaseAE, data: Any, device: torch.device, encoding: Encoding) -> tuple[Tensor, ...]:
     """`encoding` of all samples in order: tensors (N, K), float64 on the CPU. Raises ValueError for codes that are not finite."""
-    source = load_data(data).reshaped(model.input_shape)
+    source = data_for(model.input_shape, data)
     model.likelihood.check(*source.check(model.likelihood.support, model.accepts_missing))
     plan = list(torch.arange(len(source)).split(BATCH))
     parts: list[tuple[Tensor, ...]] = []

@@ -8,7 +8,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import aezoo
-from aezoo.data import DATASETS
+from aezoo.data import DATASETS, data_for
+from aezoo.tasks import error_map
 
 CPU = torch.device("cpu")
 
@@ -454,3 +455,20 @@ def test_missing_data_without_a_network(tmp_path, monkeypatch, name):
     monkeypatch.setattr("torchvision.datasets.celeba.download_file_from_google_drive", no_network)
     with pytest.raises(FileNotFoundError, match=f"'{name}' is not under .*cannot be downloaded.*torchvision's layout"):
         aezoo.load_data(name, root=str(tmp_path))
+
+
+def test_a_folder_is_fitted_to_the_model(tmp_path):
+    """Wherever a model is at hand: pictures of any size and colour become its samples; what is asked for stays."""
+    for i, (size, mode) in enumerate([((20, 14), "RGB"), ((9, 9), "L"), ((30, 50), "RGB")]):
+        Image.new(mode, size, 10 * i).save(tmp_path / f"{i}.png")
+    model = aezoo.create_model("conv_ae", input_shape=(1, 12, 8), latent_dim=3, backbone="conv(widths=(4,))")
+    assert data_for((1, 12, 8), tmp_path).shape == (1, 12, 8)
+    for shape in ((3, 6, 6), (1, 12, 8)):
+        assert data_for(shape, str(tmp_path)).peek(3, torch.device("cpu")).x.shape == (3, *shape)
+    assert len(data_for((1, 12, 8), tmp_path, limit=2)) == 2
+    with pytest.raises(ValueError, match="the model takes"):
+        data_for((1, 12, 8), tmp_path, size=6)
+    aezoo.fit(model, tmp_path, epochs=1, progress=False, device="cpu")
+    assert aezoo.features(model, tmp_path, progress=False).shape == (3, 3)
+    assert error_map(model, tmp_path).shape == (3, 12, 8)
+    assert aezoo.evaluate(model, tmp_path, metrics="mse", progress=False)["mse"]["n"] == 3

@@ -1,5 +1,6 @@
 """Tables: mixed columns against torch's own losses, missing entries, units, and encoding of words."""
 
+import copy
 import math
 
 import pytest
@@ -208,6 +209,26 @@ def test_a_class_that_is_none_of_the_column_makes_the_loss_nan():
         assert math.isfinite(model.loss(x).total.detach())
         x[4, 1] = wrong
         assert math.isnan(model.loss(x).total.detach())
+
+
+@pytest.mark.parametrize("wrong", [2.5, 3.0, -1.0])
+@pytest.mark.parametrize("where", ["data", "val", "many"])
+def test_a_class_that_is_none_is_found_before_the_first_step(wrong, where):
+    good = torch.rand(30, 4)
+    good[:, 2] = torch.arange(30) % 3
+    good[::7, 2] = math.nan
+    bad = good.clone()
+    bad[5, 2] = wrong
+    models = [aezoo.create_model("tabular_ae", input_shape=(4,), columns={2: 3}) for _ in range(2)]
+    before = copy.deepcopy(models[0].state_dict())
+    with pytest.raises(ValueError, match=rf"column 2 holds {wrong:g}, but columns={{2: 3}} .* classes 0 to 2"):
+        if where == "many":
+            aezoo.fit_many(models, bad, epochs=1, progress=False, device="cpu")
+        else:
+            data = (bad, None) if where == "data" else (good, bad)
+            aezoo.fit(models[0], data[0], val=data[1], epochs=1, progress=False, device="cpu")
+    assert all(torch.equal(v, before[k]) for k, v in models[0].state_dict().items())
+    aezoo.fit(models[0], good, epochs=1, progress=False, device="cpu")
 
 
 def test_columns_of_one_kind_only():

@@ -114,7 +114,7 @@ def _quality(codec: Any, data: bytes, x: Any) -> str:
 
 def _codec(o: Any, options: dict[str, Any]) -> Any:
     """The run's codec, fitted and saved if there is none that fits."""
-    from ..data import load_data
+    from ..data import data_for
     from ..hub import from_pretrained
     from ..tasks.compress import Codec
     from .prior import trained_on
@@ -133,10 +133,7 @@ def _codec(o: Any, options: dict[str, Any]) -> Any:
     else:
         why = "asked for by --data" if o.data is not None else f"asked for by --extra {o.extra:g}"
     if o.data is not None:
-        shape = model.input_shape
-        if Path(o.data).is_dir() and len(shape) == 3 and shape[0] in (1, 3):
-            options = {"size": tuple(shape[1:]), "channels": shape[0], **options}
-        source, what = load_data(o.data, **options), f"all of {o.data}"
+        source, what = data_for(model.input_shape, o.data, **options), f"all of {o.data}"
     else:
         source, _, what = trained_on(recipes.read(run_file(o.run, "config.yaml")))
     codec = Codec.fit(model, source, lossless=o.lossless, **({} if o.extra is None else {"extra": o.extra}))

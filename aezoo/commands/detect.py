@@ -126,12 +126,10 @@ def _samples(data: str, options: dict[str, Any], model: Any) -> tuple[Any, list[
 def _reference(run: str, given: str | None, model: Any) -> tuple[Any, Any, str]:
     """(normal samples to compare with, normal samples that the limit comes from, what to call these): what --reference names, or what
     the run was trained on, and what it held out, which it has not learned by heart. None where nothing is known."""
-    from ..data import load_data
+    from ..data import data_for, load_data
 
     if given is not None:
-        shape = model.input_shape
-        fitted = Path(given).is_dir() and len(shape) == 3 and shape[0] in (1, 3)
-        source = load_data(given, **({"size": tuple(shape[1:]), "channels": shape[0]} if fitted else {}))
+        source = data_for(model.input_shape, given)
         return source, source, given
     config = recipes.read(run_file(run, "config.yaml"))
     data, train = config.get("data", {}), config.get("train", {})

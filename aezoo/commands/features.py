@@ -13,7 +13,7 @@ from ..runs import held_out, training_split
 
 def command_features(argv: Sequence[str]) -> None:
     """Codes as features, and what they tell of labels: aezoo features RUN [--data SOURCE] [--layer encoder.2] --out codes.npz"""
-    from ..data import load_data
+    from ..data import data_for
     from ..hub import from_pretrained
     from ..tasks.features import features, probe_report
 
@@ -42,10 +42,7 @@ def command_features(argv: Sequence[str]) -> None:
         raise ValueError(f"--out {o.out} must end in .npz")
     model = from_pretrained(o.run)
     if o.data is not None:
-        shape = model.input_shape
-        if Path(o.data).is_dir() and len(shape) == 3 and shape[0] in (1, 3):
-            options = {"size": tuple(shape[1:]), "channels": shape[0], **options}  # pictures are fitted to the model
-        source, what, fit = load_data(o.data, **options), f"all of {o.data}", None
+        source, what, fit = data_for(model.input_shape, o.data, **options), f"all of {o.data}", None
     else:
         if options:
             raise ValueError(f"--data.{next(iter(options))} goes with --data")

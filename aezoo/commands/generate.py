@@ -44,7 +44,7 @@ def command_interpolate(argv: Sequence[str]) -> None:
 
 def command_traverse(argv: Sequence[str]) -> None:
     """What each latent does: aezoo traverse RUN [SAMPLE] [--dims 0,1,2 --scale prior|posterior|data --out x.png]"""
-    from ..data import load_data
+    from ..data import data_for
     from ..hub import from_pretrained
     from ..tasks.generate import traversed
     from ..tasks.ranges import MOST, SCALES
@@ -76,20 +76,13 @@ def command_traverse(argv: Sequence[str]) -> None:
     model = from_pretrained(o.run)
     dims = None if o.dims is None else _dims(o.dims)
     sample = None if o.sample is None else sample_of(model, o.sample)
-    data = None if o.data is None else load_data(o.data, **_fitted(model, o.data))
+    data = None if o.data is None else data_for(model.input_shape, o.data)
     x, dims = traversed(
         model, sample, dims, steps=o.steps, scale=o.scale, span=o.span, data=data, quantiles=(0.01, 0.99),
         condition=o.condition, seed=o.seed,
     )  # fmt: skip
     _write(x, out, [f"latent {d}" for d in dims], 2.0, model)
     print(f"{out}: latent{'s' * (len(dims) > 1)} {', '.join(map(str, dims))} of {model.name}, {x.shape[1]} steps each")
-
-
-def _fitted(model: Any, text: str) -> dict[str, Any]:
-    """Keywords of `load_data` by which a folder of pictures is fitted to the model."""
-    shape = model.input_shape
-    pictures = Path(text).is_dir() and len(shape) == 3 and shape[0] in (1, 3)
-    return {"size": tuple(shape[1:]), "channels": shape[0]} if pictures else {}
 
 
 def _dims(text: str) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,15 @@ def load_data(
         type(source).__name__, {k: v for k, v in options.items() if v != _DEFAULTS[k]}, "binarize", "limit", "workers"
     )
     return _limited(_from_object(source, binarize, workers), limit)
+
+
+def data_for(shape: Sequence[int], source: Any, **options: Any) -> Source:
+    """`load_data` for a model of samples of `shape`: a folder of pictures is fitted to their size and channels, unless `options` say
+    otherwise. Raises as `load_data` does, and ValueError for samples of another shape."""
+    pictures = len(shape) == 3 and shape[0] in (1, 3) and isinstance(source, (str, os.PathLike))
+    if pictures and Path(source).expanduser().is_dir():
+        options = {"size": tuple(shape[1:]), "channels": shape[0], **options}
+    return load_data(source, **options).reshaped(shape)
 
 
 _DEFAULTS = dict(load_data.__kwdefaults__ or {})

@@ -233,6 +233,22 @@ class Tabular(BaseAE):
         noisy = torch.where(torch.isnan(numbers), numbers, noisy * like.spread + like.centre)
         return x.flatten(1).index_copy(1, like.numeric, noisy.to(x.dtype)).view_as(x)
 
+    def check_samples(self, x: Tensor) -> None:
+        """Raises ValueError where a column of classes holds anything but 0 .. n-1 and NaN."""
+        for i, n in enumerate(self.likelihood.columns):
+            values = x.flatten(1)[:, i]
+            wrong = values[((values != values.floor()) | (values < 0) | (values >= n)) & ~torch.isnan(values)]
+            if n and len(wrong):
+                raise ValueError(
+                    f"column {i} holds {wrong[0]:g}, but columns={self._told()} says that it holds classes 0 to {n - 1}; say what the "
+                    "columns of this table are (columns=None: all are numbers; --model.columns null), or let aezoo.encode_table number "
+                    "its classes"
+                )
+
+    def _told(self) -> dict[int, int]:
+        """The columns that hold classes."""
+        return {i: n for i, n in enumerate(self.likelihood.columns) if n}
+
     def hidden(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         return self.encoder(self.likelihood.features(x))
 

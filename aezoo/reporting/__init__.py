@@ -17,7 +17,7 @@ import torch
 
 from ..base import BaseAE, positive
 from ..cards import without_paths
-from ..data import load_data
+from ..data import data_for
 from ..hub import is_hub_name
 from ..randomness import checked_seed, forked_rng, set_seed
 from ..runs import held_out, read_config, read_model
@@ -103,7 +103,7 @@ def gather(folder: Path, data: Any, samples: int, seed: int) -> tuple[Material, 
         return m, absent
     set_seed(seed, torch.device("cpu"))
     if data is not None:
-        source = load_data(data).reshaped(model.input_shape)
+        source = data_for(model.input_shape, data)
         model.likelihood.check(*source.check(model.likelihood.support, model.accepts_missing))
         m.source, m.what = source, without_paths(source.description)
         return m, absent

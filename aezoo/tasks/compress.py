@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..base import BaseAE, number, positive
-from ..data import load_data
+from ..data import data_for
 from ..randomness import forked_rng
 from ..storage import read_json, read_tensors, write_json, write_tensors
 from . import aez, exact
@@ -102,7 +102,7 @@ class Codec:
         if step is not None:
             number("step", step, "a number above 0", lambda v: 0 < v < math.inf)
         like = next(model.parameters())
-        source = load_data(data).reshaped(model.input_shape)
+        source = data_for(model.input_shape, data)
         model.likelihood.check(*source.check(model.likelihood.support))
         plan = list(torch.arange(min(samples, len(source))).split(BATCH))
         settings = {

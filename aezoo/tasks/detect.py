@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .. import functional as fn
 from ..base import BaseAE, positive
-from ..data import Source, load_data
+from ..data import Source, data_for
 from ..metrics.base import Seen, pieces
 from ..models.tabular import Mixed
 from ..randomness import checked_seed, forked_rng, mix_seed
@@ -144,7 +144,7 @@ class _Walk:
         self.model, self.device, self.batch_size, self.progress = model, device, batch_size, progress
 
     def source(self, data: Any) -> Source:
-        source = load_data(data).reshaped(self.model.input_shape)
+        source = data_for(self.model.input_shape, data)
         source.check(self.model.likelihood.support, self.model.accepts_missing)
         return source
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import BaseAE, positive
-from ..data import load_data
+from ..data import data_for
 from ..metrics.checks import Scores
 from ..metrics.probing import kmeans_scores, knn_accuracy, linear_probe
 from ..randomness import checked_seed, forked_rng, set_seed
@@ -72,7 +72,7 @@ def features(
     module = None if layer is None else named_layer(model, layer)
     place = decide(device, "fp32", False).device
     with forked_rng(place), model.evaluating(), torch.no_grad():
-        source = load_data(data).reshaped(model.input_shape)
+        source = data_for(model.input_shape, data)
         model.likelihood.check(*source.check(model.likelihood.support, model.accepts_missing))
         model.to(place)
         set_seed(seed, place)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..base import BaseAE, number, positive
-from ..data import Source, load_data
+from ..data import Source, data_for
 from ..storage import read_json
 from .hardware import decide, out_of_memory, peak_memory, settle
 from .optim import build_optimizer
@@ -79,7 +79,7 @@ def search(
     if not isinstance(model, BaseAE):
         raise TypeError(f"model must be a BaseAE, e.g. from aezoo.create_model; got {type(model).__name__}")
     number("headroom", headroom, "a fraction of the memory, above 0 and at most 1", lambda v: 0 < v <= 1)
-    source = load_data(data).reshaped(model.input_shape)
+    source = data_for(model.input_shape, data)
     most = min(len(source), positive("largest", largest) if largest is not None else len(source))
     place = decide(device, precision, compile=False).device
     job = {

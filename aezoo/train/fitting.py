@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..base import BaseAE
-from ..data import load_data
+from ..data import data_for
 from ..randomness import forked_rng
 from .arguments import check_arguments, check_shard
 from .freezing import listed, without_gradient
@@ -74,7 +74,8 @@ def fit(
 
     Args:
         model: any `BaseAE`.
-        data: whatever `load_data` takes: a tensor, array, Dataset, DataLoader, folder, file or registered name.
+        data: whatever `load_data` takes: a tensor, array, Dataset, DataLoader, folder, file or registered name. A folder of pictures is
+            fitted to the model's size and channels.
         epochs, steps: when to stop; one of the two, 10 epochs if neither. A step is one step of the optimiser.
         batch_size: samples per forward pass, of all processes together; 128 by default, or all if there are fewer; "auto": the
             largest power of two that fits into memory with room to spare (`find_batch_size`).
@@ -134,7 +135,7 @@ def fit(
         with forked_rng(hardware.device), without_gradient(model, freeze):
             with world.together():
                 check_shard(asked, world)
-                source = load_data(data).reshaped(model.input_shape)
+                source = data_for(model.input_shape, data)
                 if out is not None:
                     model.saved_config()  # a model that cannot be saved is found out before the folder is made
                     run = RunFolder(out, resume, keep, world.main)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base import BaseAE
-from ..data import Source, load_data
+from ..data import Source, data_for
 from ..data.sources import TensorSource
 from ..randomness import forked_rng
 from ..registry import choice, nearest, plain
@@ -190,7 +190,7 @@ def _why_not(models: list[BaseAE], settings: dict[str, Any]) -> str:
 
 
 def _tensor_source(data: Any, model: BaseAE) -> TensorSource:
-    source: Source = load_data(data).reshaped(model.input_shape)
+    source: Source = data_for(model.input_shape, data)
     if not isinstance(source, TensorSource):
         raise Unbatchable(f"{source.description} is not one tensor in memory")
     return source

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..base import BaseAE, number, positive
-from ..data import Source, load_data
+from ..data import Source, data_for
 from ..randomness import batches_of, checked_seed, forked_rng, mix_seed, set_seed
 from .hardware import Hardware, decide, out_of_memory, settle
 from .optim import build_optimizer, set_lr
@@ -101,7 +101,7 @@ def find_lr(
     checked_seed(seed)
     hardware = decide(device, precision, compile=False)
     with forked_rng(hardware.device):
-        source = load_data(data).reshaped(model.input_shape)
+        source = data_for(model.input_shape, data)
         model.likelihood.check(*source.check(model.likelihood.support, model.accepts_missing))
         if source.ordered and (batch_size or 1) > len(source):
             raise ValueError(f"batch_size={batch_size} is larger than the {len(source)} samples to train on")

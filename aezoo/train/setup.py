@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..base import AELoss, BaseAE
-from ..data import Source, load_data
+from ..data import Source, data_for
+from ..data.sources import TensorSource, floats
 from ..randomness import batches_of, mix_seed
 from . import state as run_state
 from .arguments import batches_for, notes
@@ -86,14 +87,16 @@ class Setup:
         model.likelihood.check(low, high)
         if model.takes_condition and source.labels is not None:
             model.check_condition(source.labels.cpu(), len(source))
+        check_samples(model, source)
         val = asked["val"]
         self.replay = source.replay
         self.val: Source | None = None
         if isinstance(val, float):
             source, self.val = source.split(val, self.seed)
         elif val is not None:
-            self.val = load_data(val).reshaped(model.input_shape)
+            self.val = data_for(model.input_shape, val)
             model.likelihood.check(*self.val.check(model.likelihood.support, model.accepts_missing))
+            check_samples(model, self.val)
             val = self.val.replay or f"given in Python: {self.val.description}, {len(self.val)} samples"
             self.replay = self.replay if self.val.replay else None
         if inspect.isclass(asked["optimizer"]):
@@ -171,6 +174,13 @@ class Setup:
         }
         asked = self.asked["groups"] or {}
         return {**asked, **own} if own and isinstance(asked, dict) else self.asked["groups"]
+
+
+def check_samples(model: BaseAE, source: Source) -> None:
+    """Lets a model look at samples that are one tensor in memory."""
+    if isinstance(source, TensorSource) and type(model).check_samples is not BaseAE.check_samples:
+        x = source.x if source.index is None else source.x[source.index]
+        model.check_samples(floats(x, torch.float32).view(-1, *source.shape))
 
 
 def _listed(callbacks: Any) -> list[Any]:

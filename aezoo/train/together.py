@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import BaseAE
-from ..data import load_data
+from ..data import data_for
 from ..data.sources import TensorSource, floats
 from ..figures import folded, wide
 from ..randomness import batches_of, mix_seed
@@ -35,6 +35,7 @@ from .processes import Processes
 from .progress import Progress
 from .result import FitResult
 from .run import RunFolder
+from .setup import check_samples
 from .stack import Program, Stack, Unbatchable
 from .validate import VALIDATION
 
@@ -75,6 +76,7 @@ class Together:
         self.dtype = next(first.parameters()).dtype
         low, high = source.check(first.likelihood.support)
         first.likelihood.check(low, high)
+        check_samples(first, source)
         for note in notes(first, source, self.asked):
             bar.say(f"note: {note}")
         self.given = source
@@ -114,7 +116,7 @@ class Together:
             return [a for a, _ in parts], [b for _, b in parts]  # type: ignore[misc]
         if val is None:
             return [self.base] * len(self.models), []
-        held = load_data(val).reshaped(self.models[0].input_shape)
+        held = data_for(self.models[0].input_shape, val)
         if not isinstance(held, TensorSource):
             raise Unbatchable(f"the validation data, {held.description}, is not one tensor in memory")
         self.models[0].likelihood.check(*held.check(self.models[0].likelihood.support))
