@@ -471,4 +471,4 @@ def test_a_folder_is_fitted_to_the_model(tmp_path):
     aezoo.fit(model, tmp_path, epochs=1, progress=False, device="cpu")
     assert aezoo.features(model, tmp_path, progress=False).shape == (3, 3)
     assert error_map(model, tmp_path).shape == (3, 12, 8)
-    assert aezoo.evaluate(model, tmp_path, metrics="mse", progress=False)["mse"]["n"] == 3
+    assert aezoo.evaluate(model, tmp_path, metrics="mse", progress=False)["mse"]["mean"] > 0
