@@ -123,6 +123,9 @@ class BaseAE(nn.Module, metaclass=Recorded):
     sparse_code: bool = False  # most latents of a sample are exactly 0
     game: ClassVar[bool] = False  # two sides with opposite aims: the total is not what falls in training
     main_metric: ClassVar[str] = "mse"  # the figure that tells whether this model does what it is for
+    recordable: ClassVar[bool] = (
+        True  # its loss depends on tensors and attributes alone; a class of yours has to say so itself (`train.taped`)
+    )
     prior: Any  # p(z): a module with log_prob and sample, or None
     config: dict[str, Any]
     encoder: nn.Module

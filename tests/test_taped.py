@@ -8,6 +8,7 @@ from conftest import OWN, assert_same_run, fit, model_of
 from torch import nn
 
 import aezoo
+from aezoo.corruptions import Corruption
 from aezoo.registry import MODELS
 from aezoo.storage import read_tensors
 from aezoo.train import loop
@@ -126,7 +127,7 @@ def test_what_comes_with_the_data_comes_along(tapes, images, tmp_path):
 class Odd(aezoo.BaseAE):
     """A model whose loss depends on more than tensors."""
 
-    name = "odd"
+    recordable = True
     kind = "counts"
 
     def __init__(self, *args, **more):
@@ -134,6 +135,8 @@ class Odd(aezoo.BaseAE):
         self.count, self.log, self.factor, self.scales = 0, [], 1.0, {"recon": 1.0}
 
     def loss(self, x, target=None, condition=None):
+        if self.kind == "changes x":
+            x.mul_(0.5)
         loss = super().loss(x, target, condition)
         factor = 1.0
         if self.kind == "counts":
@@ -154,6 +157,15 @@ class Odd(aezoo.BaseAE):
             factor = 1 + float(loss.total.detach().numpy())
         elif self.kind == "chooses":
             factor = loss.total.detach().view(1)[loss.total.detach().view(1) > 0.05].sum() + 1
+        elif self.kind == "changes weights":
+            with torch.no_grad():
+                next(self.parameters()).mul_(0.999)
+        elif self.kind == "quantile":
+            factor = 1 + torch.quantile(x.flatten(1), 0.3, dim=1).mean()
+        elif self.kind == "distance":
+            factor = nn.functional.pairwise_distance(x.flatten(1), 0.5 * x.flatten(1)).mean()
+        elif self.kind == "turns":
+            factor = 1 + x.clone().squeeze_(1).transpose_(1, 2).triu().mean()
         elif self.kind == "gambles":
             factor = 1 + random.random()
         elif self.kind in ("told", "told inside", "told after"):
@@ -162,21 +174,26 @@ class Odd(aezoo.BaseAE):
 
 
 class TellsItself(Odd):
+    def __init__(self, *args, **more):
+        super().__init__(*args, **more)
+        self.register_buffer("steps", torch.zeros(()))
+
     def after_step(self):
-        self.log.append(1)
-        self.factor = 1.0 if len(self.log) < 9 else 3.0
+        self.steps += 1
+        self.factor = 1.0 if self.steps < 9 else 3.0
 
 
 @pytest.mark.parametrize(
     ("kind", "why"),
     [("counts", "changes"), ("remembers", "changes"), ("holds", "changes"), ("reads", "host"), ("asks", "host"), ("lists", "host"),
-     ("numpy", "host"), ("chooses", "host"), ("gambles", "changes"), ("told", ""), ("told inside", ""), ("told after", "")],
+     ("numpy", "host"), ("chooses", "host"), ("gambles", "changes"), ("changes x", "no buffers"), ("changes weights", "no buffers"),
+     ("quantile", ""), ("distance", ""), ("turns", ""), ("told", ""), ("told inside", ""), ("told after", "")],
 )  # fmt: skip
 def test_what_a_replay_would_not_see(tapes, images, tmp_path, kind, why):
     """A loss that changes or reads more than tensors runs as written; what changes from outside is recorded anew."""
 
     class Mine(TellsItself if kind == "told after" else Odd):
-        pass
+        recordable = True
 
     Mine.kind = kind
     aezoo.register("mine")(Mine)
@@ -210,27 +227,123 @@ def test_hooks_see_every_step(tapes, images, where):
     else:
         next(model.parameters()).register_hook(lambda g: seen.append(1))
     steps = fit(model, images, epochs=3).history[-1]["step"]
-    assert len(seen) >= steps and tapes[0].off == "it has hooks"
+    assert len(seen) >= steps and not any(t.ran for t in tapes)
 
 
-def test_a_replay_that_differs_is_found_out(tapes, images, tmp_path):
-    """A module that draws from a generator of its own: the draws of a step are not those of its twin."""
+class Noise(nn.Module):
+    """Draws from a generator of its own."""
 
-    class Noise(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.own = torch.Generator().manual_seed(1)
+    def __init__(self):
+        super().__init__()
+        self.own = torch.Generator().manual_seed(1)
 
-        def forward(self, z):
-            return z + 0.1 * torch.randn(z.shape, generator=self.own)
+    def forward(self, z):
+        return z + 0.1 * torch.randn(z.shape, generator=self.own)
+
+
+class Moody(nn.Module):
+    recordable = True
+
+    def forward(self, z):
+        return z
+
+
+@pytest.mark.parametrize("what", ["module", "model", "method", "function", "corruption"])
+def test_what_is_not_ours_runs_as_written(tapes, images, tmp_path, what, capsys):
+    """Nobody knows what Python does in there."""
+
+    class Mine(aezoo.BaseAE):
+        pass
+
+    aezoo.register("mine")(Mine)
+
+    class Half(Corruption):
+        def __call__(self, x):
+            return x / 2
 
     def build():
-        model = model_of("ae")
-        model.decoder = nn.Sequential(Noise(), model.decoder)
+        model = model_of("mine" if what == "model" else "ae")
+        if what == "module":
+            model.decoder = nn.Sequential(Noise(), model.decoder)
+        elif what == "method":
+            model.loss = model.loss
+        elif what == "function":
+            model.likelihood.bend = lambda x: x
+        elif what == "corruption":
+            model.corruptions = [Half()]
         return model
 
-    fit(build(), images, epochs=3)
-    assert tapes[0].off == "a replay gave other numbers" and not tapes[0].records
+    for settings in ({"compile": False}, {}):
+        results = fit(build(), images, epochs=3, progress=True, **settings)
+        assert not tapes
+    said = capsys.readouterr().out
+    name = {"module": "Noise", "model": "Mine", "method": "a method of", "function": "<lambda>", "corruption": "Half"}
+    assert f"replay off ({name[what]}" in said and results.history
+
+
+def test_a_class_says_that_it_is_recordable(tapes, images, tmp_path):
+    def build():
+        model = model_of("ae")
+        model.decoder = nn.Sequential(Moody(), model.decoder)
+        return model
+
+    results = [fit(build(), images, epochs=3, **more) for more in ({"compile": False}, {})]
+    assert tapes[0].ran and results[0].history[-1]["loss"] == results[1].history[-1]["loss"]
+
+
+def test_hooks_that_come_later(tapes, images):
+    seen = []
+
+    class Hooks(aezoo.Callback):
+        def on_row(self, run, row):
+            if row["epoch"] == 2:
+                next(run.model.parameters()).register_hook(lambda g: seen.append(1))
+
+    fit(model_of("ae"), images, epochs=4, callbacks=[Hooks()])
+    assert tapes[0].ran and tapes[0].off == "it has hooks" and len(seen) == 8
+
+
+@pytest.mark.parametrize(
+    "backbone", ["lstm(width=6)", "tcn(width=4, layers=2)", "transformer(width=8, layers=1, heads=2)"]
+)
+def test_series(tapes, tmp_path, backbone):
+    def build():
+        torch.manual_seed(3)
+        return aezoo.create_model("ae", input_shape=(2, 20), latent_dim=4, backbone=backbone)
+
+    both(build, torch.rand(64, 2, 20), tmp_path)
+    assert tapes[0].ran and not tapes[0].off
+
+
+def test_an_error_in_the_loss_is_the_user_s(tapes, images):
+    """Where it is recorded, and of a kernel that only looks: a replay looks, too."""
+
+    class Mine(aezoo.BaseAE):
+        recordable = True
+        fails_at = 0
+
+        def loss(self, x, target=None, condition=None):
+            loss = super().loss(x, target, condition)
+            self.count = getattr(self, "count", 0) + bool(self.fails_at)
+            if self.count and self.count == self.fails_at:
+                raise ValueError("mine")
+            shifted = torch.eye(2) * (self.shift - next(self.parameters()).detach().abs().sum())
+            return loss._replace(total=loss.total + 0 * torch.linalg.cholesky(shifted).sum())
+
+    aezoo.register("mine")(Mine)
+    for at in (1, 2, 3):
+        Mine.fails_at, Mine.shift = at, 1e9
+        with pytest.raises(ValueError, match="^mine$"):
+            fit(model_of("mine"), images, epochs=3)
+    Mine.fails_at = 0
+    ends = []
+    for settings in ({"compile": False}, {}):
+        model = model_of("mine")
+        Mine.shift = float(next(model.parameters()).detach().abs().sum()) + 0.5
+        with pytest.raises(RuntimeError, match="cholesky"):
+            fit(model, images, epochs=30, lr=0.003, **settings)
+        ends.append(model.state_dict())
+    assert tapes[-1].ran and all(torch.equal(v, ends[1][k]) for k, v in ends[0].items())
 
 
 @pytest.mark.parametrize("more", [{"accumulate": 2}, {"recompute": True}, {"profile": True}, {"compile": False}])

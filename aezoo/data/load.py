@@ -97,9 +97,15 @@ def load_data(
 def data_for(shape: Sequence[int], source: Any, **options: Any) -> Source:
     """`load_data` for a model of samples of `shape`: a folder of pictures is fitted to their size and channels, unless `options` say
     otherwise. Raises as `load_data` does, and ValueError for samples of another shape."""
-    pictures = len(shape) == 3 and shape[0] in (1, 3) and isinstance(source, (str, os.PathLike))
-    if pictures and Path(source).expanduser().is_dir():
-        options = {"size": tuple(shape[1:]), "channels": shape[0], **options}
+    if isinstance(source, Mapping) and "source" in source:  # how a config file says it
+        options = {**{k: v for k, v in source.items() if k != "source"}, **options}
+        source = source["source"]
+        if unknown := [k for k in options if k not in _DEFAULTS]:
+            return load_data({"source": source, unknown[0]: None})  # says what is allowed
+    if len(shape) == 3 and shape[0] in (1, 3) and isinstance(source, (str, os.PathLike)):
+        folder = Path(source).expanduser()
+        if folder.is_dir() and any(p.suffix.lower() in files.IMAGE_ENDINGS for p in files_in(folder)):
+            options = {"size": tuple(shape[1:]), "channels": shape[0], **options}
     return load_data(source, **options).reshaped(shape)
 
 

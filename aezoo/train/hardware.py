@@ -23,6 +23,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ALLOCATORS = ("auto", "keep", "prime", "system")
 SMALL_STEP = 3e7  # FLOPs of a training step below which a second thread costs more than it does
 TAPED_STEP = 3e9  # the same from which calls and memory are too small a part for a replay to pay
+TAPED_BYTES = 8 * 2**20  # of a batch's largest tensor, roughly, from which memory, not calls, is what a step waits for
 SMALL_STEP_GPU = 3e9  # the same of a GPU's launches: several steps a replay
 LARGE_BLOCK = 32 * 2**20  # bytes from which glibc maps and unmaps a block at every use, whatever its dynamic threshold
 COMPILE_SECONDS = 30.0  # what compiling a small model takes
@@ -206,7 +207,7 @@ def settle(
     hardware.reasons["compile"] = f"compile {'on' if hardware.compile else 'off'} ({why})"
     as_written = world > 1 or compile is False or hardware.compile
     hardware.graph = gpu and not as_written
-    hardware.tape = cpu and not as_written and flops < TAPED_STEP
+    hardware.tape = cpu and not as_written and flops < TAPED_STEP and 4 * batch_size * _widest(model) < TAPED_BYTES
 
 
 def _uses(module: nn.Module) -> int:

@@ -198,6 +198,8 @@ class _Trainer(Setup):
                 self.stop_if_asked()
                 if due and not self.save():
                     return
+                if due and isinstance(self.compute, Taped):
+                    self.compute.look()
         if self.step == reached:
             raise ValueError(f"{self.description} yielded no batch in epoch {epoch + 1}")
 

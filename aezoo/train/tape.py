@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 PLACE = {"dtype", "layout", "device", "pin_memory"}  # what a result is told, and what a given tensor already has
 EMPTY = {getattr(torch.ops.aten, n) for n in ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")}
+ASKS = {getattr(torch.ops.aten, n) for n in ("mkldnn_rnn_layer",) if hasattr(torch.ops.aten, n)}
 VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
@@ -31,13 +32,16 @@ class _Call(NamedTuple):
 class Tape(TorchDispatchMode):
     """Records what runs inside the block `with tape:`; after `finish`, `run()` does it again.
 
-    What is recorded must not depend on values (`depends` says whether it does: an `.item()`, a choice by a tensor's content). Random
-    numbers are drawn anew at each run."""
+    What is recorded must not depend on values, or on a generator that is not torch's own (`depends` says whether it does: an `.item()`, a
+    choice by a tensor's content). Random numbers are drawn anew at each run. `written` and `made` say which memory was changed in place,
+    and which came about on the tape."""
 
     def __init__(self) -> None:
         super().__init__()
         self.recorded: list[_Call] = []
         self.depends = False
+        self.made: set[int] = set()
+        self.written: set[int] = set()  # memory that something in place changed
         self.calls: list[Callable[[], Any]] = []
         self.rare: list[Callable[[], Any]] = []
 
@@ -48,13 +52,20 @@ class Tape(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        self.depends = self.depends or _depends(func, args)
+        self.depends = self.depends or _depends(func, args, kwargs)
         result = func(*args, **kwargs)
         results = [result] if isinstance(result, Tensor) else list(result) if isinstance(result, (tuple, list)) else []
-        if any(a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments):
-            self.recorded.append(_Call(func, args, kwargs, []))
-        elif results and not {_memory(t) for t in _tensors(results)} & {_memory(t) for t in _tensors([args, kwargs])}:
-            self.recorded.append(_Call(func, args, kwargs, results))  # else it is a view, or the argument itself
+        before, after = ({_memory(t) for t in _tensors(part)} for part in ([args, kwargs], results))
+        writes = [a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments]
+        if torch.Tag.inplace_view in func.tags:
+            return result  # what comes later was recorded with the shape that this gave it
+        if any(writes):
+            given = [*args, *(kwargs[a.name] for a in func._schema.arguments[len(args) :] if a.name in kwargs)]
+            self.written |= {_memory(t) for value, w in zip(given, writes) if w for t in _tensors(value)}
+            self.recorded.append(_Call(func, _apart(args), _apart(kwargs), []))
+        elif not results or not after & before:  # else it is a view, or the argument itself
+            self.made |= after
+            self.recorded.append(_Call(func, _apart(args), _apart(kwargs), _apart(results)))
         return result
 
     def finish(self, keep: Sequence[Tensor], rarely: Sequence[Tensor] = ()) -> None:
@@ -66,7 +77,7 @@ class Tape(TorchDispatchMode):
         last: dict[int, int] = {}
         for i, call in enumerate(self.recorded):
             last |= dict.fromkeys(_memories(call), i)
-        rare = self._rare({_memory(t) for t in rarely})
+        rare = self._rare({_memory(t) for t in rarely}, {_memory(t) for t in keep})
         kept = {_memory(t) for t in keep} | {m for i in rare for m in _memories(self.recorded[i])}
         blocks: dict[int, Tensor] = {}  # by the memory that they stand for
         free: dict[tuple[torch.device, int], list[Tensor]] = {}  # by device and size in bytes
@@ -86,11 +97,12 @@ class Tape(TorchDispatchMode):
                     free.setdefault((blocks[memory].device, blocks[memory].numel()), []).append(blocks[memory])
         self.recorded = []
 
-    def _rare(self, rarely: set[int]) -> set[int]:
-        """Numbers of the calls that read nothing but what seldom changes, and whose results nothing changes in place."""
+    def _rare(self, rarely: set[int], keep: set[int]) -> set[int]:
+        """Numbers of the calls that read nothing but what seldom changes, and whose results nothing changes in place: on the tape, or
+        who reads what is kept."""
         changed = {m for call in self.recorded if not call.results for m in _memories(call)}
         made = {_memory(t) for call in self.recorded for t in _tensors(call.results)}
-        moving, found = changed, set()
+        moving, found = changed | keep, set()
         for i, call in enumerate(self.recorded):
             read = {_memory(t) for t in _tensors([call.args, call.kwargs])}
             results = {_memory(t) for t in _tensors(call.results)}
@@ -117,12 +129,24 @@ class Tape(TorchDispatchMode):
             call()
 
 
-def _depends(func: Any, args: Any) -> bool:
-    """Does the shape of a result, or the host, depend on values? Of an index only where it is a mask."""
+def _depends(func: Any, args: Any, kwargs: Any) -> bool:
+    """Does the shape of a result, or the host, depend on values? Of an index only where it is a mask. Are numbers drawn from a generator
+    that was brought along?"""
+    if any(isinstance(a, torch.Generator) for a in (*args, *kwargs.values())):
+        return True
     masks = func is not torch.ops.aten.index.Tensor or any(
         t.dtype in (torch.bool, torch.uint8) for t in _tensors(args[1])
     )
     return not VALUES.isdisjoint(func.tags) and masks
+
+
+def _apart(value: Any) -> Any:
+    """The same memory in tensors of their own, whose shapes nothing changes."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, (list, tuple)):
+        return type(value)(_apart(v) for v in value)
+    return {k: _apart(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def _memories(call: _Call) -> set[int]:
@@ -159,6 +183,8 @@ def _moved(value: Any, blocks: dict[int, Tensor]) -> Any:
 
 def _again(call: _Call) -> Callable[[], Any]:
     """Computes the results anew, in their own memory."""
+    if call.func.overloadpacket in ASKS:
+        return _as_in_training(call)
     out = _out_variant(call.func)
     names = [a.name for a in out._schema.arguments if a.is_out] if out is not None else []
     if len(names) == len(call.results) and all(isinstance(r, Tensor) for r in call.results):
@@ -167,12 +193,26 @@ def _again(call: _Call) -> Callable[[], Any]:
         return partial(_bare(out), *call.args, **given, **{n: r.detach() for n, r in zip(names, call.results)})
 
     def compute_and_copy() -> None:
-        fresh = call.func(*call.args, **call.kwargs)
-        for old, new in zip(call.results, [fresh] if isinstance(fresh, Tensor) else fresh):
-            if isinstance(old, Tensor):
-                old.copy_(new)
+        _copy(call.results, call.func(*call.args, **call.kwargs))
 
     return compute_and_copy
+
+
+def _as_in_training(call: _Call) -> Callable[[], None]:
+    """An operation that asks whether gradients are wanted, though it stands below the level where they are made."""
+
+    def compute_and_copy() -> None:
+        with torch.enable_grad(), torch._C._AutoDispatchBelowAutograd():
+            fresh = call.func(*call.args, **call.kwargs)
+        _copy(call.results, fresh)
+
+    return compute_and_copy
+
+
+def _copy(results: list[Any], fresh: Any) -> None:
+    for old, new in zip(results, [fresh] if isinstance(fresh, Tensor) else fresh):
+        if isinstance(old, Tensor):
+            old.copy_(new)
 
 
 def _bare(func: Any) -> Any:
@@ -183,9 +223,12 @@ def _bare(func: Any) -> Any:
 def _out_variant(func: Any) -> Any:
     """The overload of the same operation that writes into given tensors; None where there is none."""
     wanted = [(a.name, str(a.type)) for a in func._schema.arguments if a.name not in PLACE]
+    given = {a.name: a.default_value for a in func._schema.arguments}
     for name in func.overloadpacket.overloads():
         other = getattr(func.overloadpacket, name)
         arguments = other._schema.arguments
+        if any(not a.is_out and (a.name not in given or a.default_value != given[a.name]) for a in arguments):
+            continue
         takes = [(a.name, str(a.type)) for a in arguments if not a.is_out and a.name not in PLACE]
         if any(a.is_out for a in arguments) and takes == wanted:
             return other

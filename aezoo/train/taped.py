@@ -3,10 +3,13 @@
 A small or middling step spends as much on Python, autograd and memory that comes and goes as on arithmetic. A replay calls the same
 kernels in the same order on memory that stays in the cache, so its numbers are the same to the bit.
 
-Of each shape of batch the first step runs as written, the second is recorded, the third is computed both ways and compared. What
-may not be recorded runs as written from then on: a loss that reads values on the host, that leaves anything behind in its module
-(a counter, a list), or that is watched by hooks. What a callback or `after_step` changes in the model makes the recording start again.
-A loss that depends on a global variable or on a clock cannot be found out: `fit(compile=False)` runs every step as it is written.
+Of each shape of batch the first step runs as written, the second is recorded beside the one that counts, and the third, the fourth, the
+eighth and so on are computed both ways and compared. What may not be recorded runs as written from then on: a loss that reads values on
+the host, that changes anything but buffers, or that is watched by hooks. What a callback or `after_step` changes in the model makes the
+recording start again.
+
+What Python does in a loss cannot be found out in full (a clock, a global variable, an iterator). So only models whose parts are all
+aezoo's or torch's are recorded, and classes that say so of themselves: `recordable = True`.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
+from collections.abc import Iterator
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -27,9 +32,12 @@ from .tape import Tape
 if TYPE_CHECKING:
     from .loop import _Trainer
 
-PLAIN = {bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device}
-DEPTH = 4  # of what is looked at in an attribute
+PLAIN = {bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size}
+DEPTH = 6  # of what is looked at in an attribute
 SHAPES = 8  # of batches that are recorded
+OURS = {"aezoo", "torch", "torchvision"}
+UNREAD = {"backbone", "config", "adapted", "origin"}  # attributes of a model that no loss reads
+REPLACED = {"forward", "loss", "propagate", "scored"}  # methods that nobody should have put into an instance
 TO_THE_HOST = {
     Tensor.tolist,
     Tensor.numpy,
@@ -94,7 +102,10 @@ class Taped:
             return "accumulate and recompute run as written"
         if t.hooks.step or t.profile:
             return "something looks at every step"
-        return ""
+        if not type(t.optimizer).__module__.startswith("torch.optim"):
+            return f"the optimiser, {type(t.optimizer).__name__}, is not torch's"
+        foreign = next(strangers(t.model), "")
+        return f"{foreign} is not aezoo's and does not say that it is recordable" if foreign else ""
 
     def __call__(self, x: Tensor, share: float, last: bool, condition: Tensor | None = None) -> Values:
         if self.off or share != 1:
@@ -106,9 +117,9 @@ class Taped:
         record = self.records.get(key)
         if record is None and (steps == 1 or len(self.records) == SHAPES):
             return self.eager(x, share, last, condition)
-        if record is None:
-            return self.record(key, x, condition)
-        return self.prove(record, x, condition) if steps == 3 else record.run(x, condition)
+        if record is None or steps == 3 or not steps & (steps - 1):
+            return self.both_ways(key, record, x, condition)
+        return record.run(x, condition)
 
     def plain(self) -> list[Any]:
         """Numbers, switches and texts of the modules that have an `after_step`: looked at before every step."""
@@ -116,74 +127,83 @@ class Taped:
 
     def look(self) -> None:
         """Whatever happens between two rows may have changed the model: is it what was recorded?"""
-        if self.records and marks_of(self.model) != self.marks:
+        if not self.records:
+            return
+        if marks_of(self.model) != self.marks:
             self.records, self.steps = {}, {}
+        if watched(self.model):
+            self.stop("it has hooks")
 
-    def record(self, key: Any, x: Tensor, condition: Tensor | None) -> Values:
-        """The step as written, and what it did."""
-        before, drawn = _Before(self.model), _python_draws()
-        tape, reads = Tape(), _Reads()
-        x, condition = x.clone(), condition if condition is None else condition.clone()
-        try:
-            with tape, reads:
-                values = self.eager(x, 1.0, True, condition)
-        except Exception:  # it may not stand being watched; else the step as written says what is wrong
-            before.put_back()
-            self.off = "it does not run under torch's dispatch mode"
-            return self.eager(x, 1.0, True, condition)
-        if marks_of(self.model) != before.marks or _python_draws() != drawn:
-            self.off = "its loss changes more than tensors in place"
-        elif tape.depends or reads.found:
-            self.off = "its loss reads values on the host"
-        elif watched(self.model):
-            self.off = "it has hooks"
-        if self.off:
-            self.records = {}
-            return values
-        gradients = [(p, p.grad) for p in self.model.parameters() if p.grad is not None]
-        tape.finish([values.total, *values.named.values(), *(g for _, g in gradients)])
-        self.records[key], self.marks = _Record(tape, x, condition, values, gradients), before.marks
-        return values
+    def stop(self, why: str) -> None:
+        self.off, self.records = why, {}
 
-    def prove(self, record: _Record, x: Tensor, condition: Tensor | None) -> Values:
-        """The step both ways; what is written is right."""
-        before = _Before(self.model)
+    def both_ways(self, key: Any, record: _Record | None, x: Tensor, condition: Tensor | None) -> Values:
+        """The step as written, which counts, and once more: recorded, or from the record."""
+        self.look()
+        marks, drawn = marks_of(self.model), _python_draws()
+        before = _State(self.model)
         values = self.eager(x, 1.0, True, condition)
-        after, gradients = _Before(self.model), [p.grad for p in self.model.parameters()]
+        after, gradients = _State(self.model), [p.grad for p in self.model.parameters()]
+        if marks_of(self.model) != marks or _python_draws() != drawn:
+            self.stop("its loss changes more than tensors in place")
+            return values
         before.put_back()
-        again = record.run(x, condition)
-        pairs: list[tuple[Tensor | None, Tensor | None]] = [
-            (values.total, again.total),
-            *zip(values.named.values(), again.named.values()),
-        ]
-        pairs += [(g, p.grad) for g, p in zip(gradients, self.model.parameters())]
-        if all(_same(a, b) for a, b in pairs) and after.same():
-            return again
-        self.off, self.records = "a replay gave other numbers", {}
+        fresh = record is None
+        try:
+            record = self.recorded(x, condition) if record is None else record
+            found = values if record is None else record.values if fresh else record.run(x, condition)
+            pairs: list[tuple[Tensor | None, Tensor | None]] = [(values.total, found.total)]
+            pairs += [(v, found.named.get(k)) for k, v in values.named.items()]
+            pairs += [(g, p.grad) for g, p in zip(gradients, self.model.parameters())]
+            if not self.off and not (after.same() and all(_same(a, b) for a, b in pairs)):
+                self.stop("a replay gave other numbers")
+        except Exception:  # of torch's, which cannot be watched in all that it does: the step as written was fine
+            self.stop("it cannot be recorded")
+        if fresh and record is not None and not self.off:
+            self.records[key], self.marks = record, marks
         after.put_back()
         for p, g in zip(self.model.parameters(), gradients):
             p.grad = g
         return values
 
+    def recorded(self, x: Tensor, condition: Tensor | None) -> _Record | None:
+        """A step on a new tape; None, with the reason in `off`, for one that may not be replayed."""
+        tape, reads = Tape(), _Reads()
+        x, condition = x.clone(), condition if condition is None else condition.clone()
+        with tape, reads:
+            values = self.eager(x, 1.0, True, condition)
+        gradients = [(p, p.grad) for p in self.model.parameters() if p.grad is not None]
+        may_change = tape.made | {b.untyped_storage().data_ptr() for b in self.model.buffers()}
+        if tape.depends or reads.found:
+            self.stop("its loss reads values on the host")
+        elif not tape.written <= may_change:
+            self.stop("its loss changes tensors that are no buffers")
+        elif watched(self.model):
+            self.stop("it has hooks")
+        if self.off:
+            return None
+        tape.finish([values.total, *values.named.values(), *(g for _, g in gradients)])
+        return _Record(tape, x, condition, values, gradients)
 
-class _Before:
-    """Buffers, and torch's generator, as they are now."""
+
+class _State:
+    """Weights, buffers, and torch's generator, as they are now."""
 
     def __init__(self, model: nn.Module):
-        self.model, self.marks = model, marks_of(model)
-        self.buffers = [(b, b.clone()) for b in model.buffers()]
+        self.model = model
+        self.tensors = [(t, t.detach().clone()) for t in (*model.parameters(), *model.buffers())]
         self.drawn = torch.get_rng_state()
 
     def same(self) -> bool:
-        return torch.equal(torch.get_rng_state(), self.drawn) and all(_same(b, kept) for b, kept in self.buffers)
+        return torch.equal(torch.get_rng_state(), self.drawn) and all(_same(t, kept) for t, kept in self.tensors)
 
     def put_back(self) -> None:
         """And no gradients."""
         torch.set_rng_state(self.drawn)
         with torch.no_grad():
-            for b, kept in self.buffers:
-                if not _same(b, kept):
-                    b.copy_(kept)
+            for t, kept in self.tensors:
+                if not _same(t, kept):
+                    t.copy_(kept)
         for p in self.model.parameters():
             p.grad = None
 
@@ -192,7 +212,9 @@ def _same(a: Tensor | None, b: Tensor | None) -> bool:
     """To the bit, where NaN is NaN."""
     if a is None or b is None:
         return a is b
-    return a.dtype == b.dtype and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)) and torch.equal(a.isnan(), b.isnan())  # fmt: skip
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    return torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)) and torch.equal(a.isnan(), b.isnan())
 
 
 def _form(x: Tensor | None) -> Any:
@@ -216,22 +238,74 @@ def watched(model: nn.Module) -> bool:
     return own or on_parameters or module._has_any_global_hook() or torch.is_anomaly_enabled()
 
 
+# ----------------------------------------------------------------------------------------------- what a model is made of
+
+
+def strangers(model: BaseAE) -> Iterator[str]:
+    """Names of what a loss may call, and that neither aezoo nor torch nor its own class vouches for."""
+    for m in model.modules():
+        if not _ours(m):
+            yield type(m).__name__
+        if any(name in vars(m) for name in REPLACED):
+            yield f"a method of {type(m).__name__} that was replaced"
+        for name, value in vars(m).items():
+            if not (m is model and name in UNREAD):
+                yield from _foreign(value, DEPTH)
+
+
+def _ours(value: Any) -> bool:
+    kind = type(value)
+    return kind.__module__.partition(".")[0] in OURS or vars(kind).get("recordable") is True
+
+
+def _foreign(value: Any, depth: int) -> Iterator[str]:
+    """Of one attribute that is no module."""
+    if type(value) in PLAIN or isinstance(value, (Tensor, nn.Module, type)):
+        return
+    if not depth:
+        yield f"what lies deep in a {type(value).__name__}"
+    elif isinstance(value, dict):
+        for v in value.values():
+            yield from _foreign(v, depth - 1)
+    elif type(value) in (list, tuple, set, frozenset, range):
+        for v in value:
+            yield from _foreign(v, depth - 1)
+    elif isinstance(value, (FunctionType, MethodType)):
+        if str(value.__module__).partition(".")[0] not in OURS:
+            yield value.__name__
+    elif not _ours(value) and type(value).__module__ not in ("builtins", "collections", "functools", "weakref"):
+        yield type(value).__name__
+
+
+class _Is:
+    """Equal to what holds the same object, and to nothing else."""
+
+    def __init__(self, held: Any):
+        self.held = held
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Is) and self.held is other.held
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 def marks_of(model: nn.Module) -> Any:
     """What a loss may depend on beside its input and the values of tensors: modes, numbers, and which tensors and modules there are."""
-    return [(id(m), _mark(vars(m), DEPTH)) for m in model.modules()]
+    return [(_Is(m), _mark(vars(m), DEPTH)) for m in model.modules()]
 
 
 def _mark(value: Any, depth: int) -> Any:
-    if type(value) in PLAIN:
-        return value
+    kind = type(value)
+    if kind in PLAIN:
+        return kind, value
     if isinstance(value, Tensor):
-        return id(value), value.data_ptr(), value.requires_grad
+        return _Is(value), value.data_ptr(), value.shape, value.stride(), value.dtype, value.requires_grad
     if isinstance(value, nn.Module) or not depth:
-        return id(value)
+        return _Is(value)
     if isinstance(value, dict):
-        return [(k if type(k) in PLAIN else id(k), _mark(v, depth - 1)) for k, v in value.items()]
-    if isinstance(value, (list, tuple, set, frozenset)):
+        return [(k if type(k) in PLAIN else _Is(k), _mark(v, depth - 1)) for k, v in value.items()]
+    if kind in (list, tuple, set, frozenset):
         return [len(value), *(_mark(v, depth - 1) for v in value)]
     with contextlib.suppress(TypeError):
-        return id(value), _mark(vars(value), depth - 1)
-    return id(value)
+        return _Is(value), _mark(vars(value), depth - 1)
+    return _Is(value)

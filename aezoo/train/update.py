@@ -79,7 +79,8 @@ class Update:
         else:  # one call for all of them, which writes them again, too
             by_dtype: dict[torch.dtype, list[Tensor]] = {}
             for v in values:
-                v = summary(v) if v.device.type == "cpu" and v.numel() >= LARGE else v
+                if v.device.type == "cpu" and v.numel() >= LARGE:
+                    v = summary(v, squares=self.bare is not None)
                 by_dtype.setdefault(v.dtype, []).append(v)
             for same in by_dtype.values():
                 torch._amp_foreach_non_finite_check_and_unscale_(same, self.bad, self.one)
@@ -124,9 +125,10 @@ class Update:
         self.num_bad.zero_()
 
 
-def summary(v: Tensor) -> Tensor:
-    """A number that is finite where all of `v` is, but for numbers so large that their squares, which Adam takes, are not."""
-    if v.dtype == torch.float32 and v.is_contiguous():
+def summary(v: Tensor, squares: bool = True) -> Tensor:
+    """A number that is finite where all of `v` is, but for numbers so large that their sum, or that of their `squares`, which Adam
+    takes, is not."""
+    if squares and v.dtype == torch.float32 and v.is_contiguous():
         return torch.dot(v.view(-1), v.view(-1))  # a third of the time of a sum
     return v.sum()
 
