@@ -113,10 +113,10 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
         globals()[name] = value
         return value
-    if name in ("interop", "sklearn", "tasks"):
+    if name in ("interop", "pyod", "sklearn", "tasks"):
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "interop", "models", "sklearn", "tasks", "__version__"])
+    return sorted([*__all__, "interop", "models", "pyod", "sklearn", "tasks", "__version__"])

@@ -455,9 +455,9 @@ def number(name: str, value: Any, allowed: str, fine: Callable[[float], bool]) -
 
 
 def count(name: str, value: Any) -> int:
-    """`value` if it is a number of steps, an integer of at least 0; else ValueError."""
+    """`value` if it is an integer of at least 0; else ValueError."""
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 0:
-        raise ValueError(f"{name}={value!r} must be a number of steps, an integer of at least 0")
+        raise ValueError(f"{name}={value!r} must be an integer of at least 0")
     return int(value)
 
 
@@ -474,6 +474,8 @@ def checked_shape(shape: Any) -> tuple[int, ...]:
 
 def shape_hint(got: tuple[int, ...], want: tuple[int, ...]) -> str:
     """What is probably wrong with a batch of shape `got` where samples of shape `want` are taken."""
+    if 0 in got:
+        return ""
     if got == want:
         return "; the batch axis is missing: x.unsqueeze(0)"
     if len(want) == 3 and len(got) == 4 and (got[3], got[1], got[2]) == want:

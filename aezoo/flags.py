@@ -43,6 +43,7 @@ def parse(parser: Any, argv: Sequence[str]) -> Any:
             known = [s for a in parser._actions for s in a.option_strings]
             raise ValueError(" ".join(text.split()) + (nearest(flag[1].split("=")[0], known) if flag else "")) from None
         values = [v.split("=", 1)[1] for v in argv if v.startswith(f"--{key[1]}=")]
+        values += [b for a, b in zip(argv, argv[1:]) if a == f"--{key[1]}"]
         kind = next((getattr(a, "_typehint", a.type) for a in parser._actions if a.dest == key[1]), None)
         takes = _words(kind)
         given = f"={values[-1]}" if values else ""

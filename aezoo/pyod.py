@@ -1,6 +1,7 @@
 """`AEDetector` with PyOD's conventions: high = abnormal, labels 0 and 1. A `pyod.models.base.BaseDetector` where PyOD is installed.
 
-PyOD is not needed: without it the class brings the same attributes and methods itself.
+PyOD is not needed: without it the class brings what is used most itself: `fit`, `decision_function`, `predict`, `predict_proba`,
+`fit_predict`, and PyOD's attributes. PyOD's base class adds its confidences and evaluation helpers.
 """
 
 from __future__ import annotations

@@ -227,7 +227,12 @@ def spread(values: list[float]) -> str:
 
 
 def report(found: dict[str, Any], curves: dict[str, list[dict[str, Any]]]) -> str:
-    lines = ["# Compression", "", f"Made by `python benchmarks/compress.py`. {found['hardware']}.", ""]
+    lines = [
+        "# Compression",
+        "",
+        f"Made by `python benchmarks/compress.py --data ROOT --photos PHOTOS`. {found['hardware']}.",
+        "",
+    ]
     lines += [
         "## Lossless: MNIST test images",
         "",

@@ -594,6 +594,39 @@ def refused(argv, capsys):
     return message
 
 
+def test_decompressing_never_overwrites_what_was_compressed(run, tmp_path, capsys):
+    """Without -o, beside a picture of the same name."""
+    where, photo = run / "run", tmp_path / "photo.png"
+    photo.write_bytes((run / "photo.png").read_bytes())
+    before = sha256(photo)
+    said(["compress", where, photo], capsys)
+    assert "photo-back.png" in said(["decompress", where, tmp_path / "photo.aez"], capsys)
+    assert sha256(photo) == before and Image.open(tmp_path / "photo-back.png").size == Image.open(photo).size
+    photo.unlink()
+    assert "photo.png" in said(["decompress", where, tmp_path / "photo.aez"], capsys) and photo.is_file()
+    (tmp_path / "many").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "many" / f"{name}.png").write_bytes((run / "photo.png").read_bytes())
+    said(["compress", where, tmp_path / "many"], capsys)
+    said(["decompress", where, tmp_path / "many"], capsys)
+    assert sha256(tmp_path / "many" / "a.png") == before
+    assert len(list((tmp_path / "many").glob("*-back.png"))) == 2
+
+
+def test_a_lossless_codec_is_refused_data_that_it_cannot_hold():
+    grey = torch.rand(40, 1, 3, 4)
+    model = aezoo.create_model("vae", input_shape=(1, 3, 4), latent_dim=2, likelihood="bernoulli")
+    with pytest.raises(ValueError, match="lossless for the 2 values 0 and 1"):
+        aezoo.Codec.fit(model, grey, lossless=True)
+
+
+def test_pictures_that_are_all_the_same():
+    x = torch.full((20, 1, 3, 4), 0.5)
+    model = aezoo.create_model("ae", input_shape=(1, 3, 4), latent_dim=2)
+    codec = aezoo.Codec.fit(model, x, progress=False)
+    assert codec.decompress(codec.compress(x)).shape == x.shape
+
+
 def test_commands(run, tmp_path, capsys):
     where, photo = run / "run", run / "photo.png"
     first = said(["compress", where, photo, "-o", tmp_path / "a.aez", "--lossless"], capsys)

@@ -479,6 +479,31 @@ def test_the_benchmarks_splits(monkeypatch):
 # ------------------------------------------------------------------------------------------------------------- command
 
 
+@pytest.mark.parametrize("score", ["recon", "elbo", "latent_knn", "mahalanobis", "ensemble"])
+@pytest.mark.parametrize(("n", "f", "value"), [(50, 5, 1.0), (30, 4, 0.1), (20, 3, -7e4)])
+def test_rows_like_those_that_are_all_equal_are_normal(score, n, f, value):
+    """However many are looked at together."""
+    detector = AEDetector("vae" if score == "elbo" else "ae", score=score, steps=5, random_state=0, device="cpu")
+    detector.fit(np.full((n, f), value))
+    for count in (1, 3, n):
+        assert (detector.predict(np.full((count, f), value)) == 1).all()
+
+
+def test_a_constant_series_holds_nothing_abnormal():
+    """Its errors differ at the ends, where steps are in fewer windows."""
+    model = aezoo.create_model("ae", input_shape=(32,), latent_dim=4)
+    aezoo.fit(model, sliding_windows(np.ones(400), 32).flatten(1), steps=50, progress=False, device="cpu")
+    assert detect_series(model, np.ones(200)) == []
+    broken = np.ones(200)
+    broken[90:95] = 4
+    found = detect_series(model, broken, normal=[0, 60])
+    assert found and found[0].start <= 90 and found[-1].end >= 95
+
+
+def test_pyod_s_detector_is_there_without_an_import_of_its_own():
+    assert aezoo.pyod.AEDetector and "pyod" in dir(aezoo)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, rows):
     folder = tmp_path_factory.mktemp("runs")

@@ -155,10 +155,17 @@ def test_conditions():
         aezoo.interpolate(model, X[0], X[1], condition=3)
     with pytest.raises(ValueError, match="vae takes no condition"):
         aezoo.interpolate(zoo("vae"), X[0], X[1], condition=3)
-    with pytest.raises(TypeError, match="condition must be a label or a tensor"):
+    with pytest.raises(TypeError, match="condition must be a label, a tensor, or a list"):
         aezoo.interpolate(model, X[0], X[1], condition="three")
     vectors = zoo("cvae", condition_dim=2)
     assert aezoo.interpolate(vectors, X[0], X[1], 3, condition=torch.rand(2)).shape == (3, 1, 12, 12)
+
+
+def test_conditions_in_lists():
+    model = zoo("cvae", num_classes=3)
+    for given in ([0, 2], np.array([0, 2]), (0, 2)):
+        both = aezoo.interpolate(model, X[:2], X[2:4], 4, condition=given)
+        assert torch.equal(both, aezoo.interpolate(model, X[:2], X[2:4], 4, condition=torch.tensor([0, 2])))
 
 
 def test_tables_with_missing_entries():

@@ -14,6 +14,8 @@ from ..registry import nearest
 
 def command_compress(argv: Sequence[str]) -> None:
     """Pictures or arrays as .aez files: aezoo compress RUN photo.png -o photo.aez [--lossless]"""
+    from ..data import DATASETS
+
     parser = command_parser(
         "compress",
         "Writes a picture of any size, each picture of a folder, or an array (.npy, .csv, ...) as .aez: rounded codes by integer "
@@ -21,7 +23,9 @@ def command_compress(argv: Sequence[str]) -> None:
         '(codec.json, codec.safetensors); aezoo decompress needs it. Needs pip install "aezoo[compress]".',
     )
     parser.add_argument("run")
-    parser.add_argument("input", help="an image, a folder of images, or a file of arrays")
+    parser.add_argument(
+        "input", help="an image, a folder of images, a file of arrays, or a data set's name (its test samples)"
+    )
     parser.add_argument(
         "-o", "--out", default=None, help="file, or folder for a folder; by default the input's name, .aez"
     )
@@ -40,21 +44,22 @@ def command_compress(argv: Sequence[str]) -> None:
     argv, options = data_options(argv)
     o = parse(parser, argv)
     run_file(o.run, "config.json")
-    sources = _inputs(o.input)
+    named = not Path(o.input).exists() and o.input in DATASETS
+    sources = [Path(o.input)] if named else _inputs(o.input)
     out = _output(o.input, o.out, ".aez")
     codec = _codec(o, options)
     total, pixels = 0, 0
     for path in sources:
         target = out / f"{path.stem}.aez" if Path(o.input).is_dir() else out
-        size, values = _compress_one(codec, path, target)
+        size, values = _compress_one(codec, path, target, named)
         total, pixels = total + size, pixels + values
     if len(sources) > 1:
         print(f"{len(sources)} files in {out}: {total:,} bytes, {8 * total / pixels:.4g} bits per pixel")
     print(f"back: aezoo decompress {o.run} {out}")
 
 
-def _compress_one(codec: Any, path: Path, target: Path) -> tuple[int, int]:
-    """Writes one file; returns (its bytes, pixels or values of its data)."""
+def _compress_one(codec: Any, path: Path, target: Path, named: bool) -> tuple[int, int]:
+    """Writes one file; returns (its bytes, pixels or values of its data). `named`: of a data set's test samples, not of a file."""
     from ..data.files import IMAGE_ENDINGS, read_image
     from ..data.images import lost_in_reading
     from ..storage import write_bytes
@@ -77,18 +82,15 @@ def _compress_one(codec: Any, path: Path, target: Path) -> tuple[int, int]:
     else:
         from ..data import load_data
 
-        source = load_data(path).reshaped(shape)
+        source = load_data(str(path), **({"split": "test"} if named else {})).reshaped(shape)
         source.check(codec.model.likelihood.support)
         x = source.x.view(-1, *shape)  # type: ignore[attr-defined]
         data = codec.compress(x)
         count, unit, of, note = x.numel(), "value", f"{len(x):,} samples of shape {shape}", ""
     target.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(target, data)
-    against = (
-        f", {path.stat().st_size / len(data):.3g} times smaller than {path.name}"
-        if path.stat().st_size > len(data)
-        else ""
-    )
+    size = 0 if named else path.stat().st_size
+    against = f", {size / len(data):.3g} times smaller than {path.name}" if size > len(data) else ""
     print(
         f"{target}: {of} in {len(data):,} bytes with header and checksums, {8 * len(data) / count:.4g} bits per {unit}{against}; "
         f"{_quality(codec, data, x)}{note}"
@@ -190,7 +192,10 @@ def command_decompress(argv: Sequence[str]) -> None:
     parser.add_argument("run", help="the run that compressed it, with its codec")
     parser.add_argument("input", help="an .aez file, or a folder of them")
     parser.add_argument(
-        "-o", "--out", default=None, help="file, or folder for a folder; by default the input's name, .png or .npy"
+        "-o",
+        "--out",
+        default=None,
+        help="file, or folder for a folder; by default the input's name, .png or .npy, and NAME-back where that is there already",
     )
     o = parse(parser, argv)
     run_file(o.run, "config.json")
@@ -205,6 +210,8 @@ def command_decompress(argv: Sequence[str]) -> None:
         ending = ".png" if held.picture else ".npy"
         base = _output(o.input, o.out, ending)
         target = base / f"{path.stem}{ending}" if Path(o.input).is_dir() else base
+        if o.out is None and target.exists():  # most likely what was compressed
+            target = target.with_name(f"{path.stem}-back{ending}")
         target.parent.mkdir(parents=True, exist_ok=True)
         _write(x, target, held.picture is not None, held.lossless)
         sync(target)

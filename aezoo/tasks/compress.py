@@ -114,10 +114,13 @@ class Codec:
         with forked_rng(like.device), model.evaluating(), torch.no_grad():
             batches = source.batches(plan, like.device, like.dtype)
             if lossless:
-                check_lossless(model, next(iter(batches)).x)
+                first = next(iter(batches)).x
+                check_lossless(model, first)
+                checked(model, first, True)  # of the values that the likelihood counts?
                 return cls(model, {**exact.make_tables(), "edges": prior_edges()}, settings)
             bar = _bar("codes", sum(map(len, plan)), progress)
-            parts, first = [], None
+            parts: list[Tensor] = []
+            first = None
             with bar:
                 for batch in batches:
                     first = batch.x if first is None else first

@@ -51,8 +51,8 @@ def denoise(
 
     Returns the images in the shape, dtype and kind of x, on its device, clamped to the range of the model's likelihood where it has one.
     Computed on the model's device. The model, its mode and the global RNG are left as they were.
-    Raises TypeError or ValueError for a model that takes no images, other channels, ranks, sizes, values that are not finite, or a scale
-    that is not the data's."""
+    Raises TypeError or ValueError for a model that takes no images, other channels, ranks, sizes, values that are not finite, and, where the
+    likelihood says what range data have, a scale far from it."""
     if not isinstance(model, BaseAE):
         raise TypeError(f"model must be a BaseAE, e.g. from aezoo.from_pretrained; got {type(model).__name__}")
     images, single = _checked(model, x)

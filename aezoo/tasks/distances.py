@@ -54,7 +54,9 @@ class Mahalanobis:
             self.precision = np.linalg.pinv(covariance, hermitian=True)
 
     def _inside(self, rows: np.ndarray) -> np.ndarray:
-        return (rows.astype(np.float64) - self.centre) / self.deviation
+        """What is no farther from the mean than rounding lies on it: else rows that are all equal would be far from themselves."""
+        away = rows.astype(np.float64) - self.centre
+        return np.where(np.abs(away) <= 1e-8 * np.maximum(1.0, np.abs(self.centre)), 0.0, away) / self.deviation
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         inside = self._inside(rows)

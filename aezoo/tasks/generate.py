@@ -213,7 +213,12 @@ def _told(model: BaseAE, condition: Any, n: int) -> dict[str, Tensor]:
     if isinstance(condition, Integral) or (isinstance(condition, Tensor) and condition.dim() == 0):
         condition = torch.full((n,), int(condition), device=device)
     if not isinstance(condition, Tensor):
-        raise TypeError(f"condition must be a label or a tensor; got {type(condition).__name__}")
+        try:
+            condition = torch.as_tensor(condition)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(
+                f"condition must be a label, a tensor, or a list of numbers; got {type(condition).__name__}"
+            ) from None
     vector = getattr(model, "condition_dim", None)
     if vector is not None and condition.dim() == 1:
         condition = condition[None]

@@ -90,8 +90,12 @@ def detect_series(
     if isinstance(gap, bool) or not isinstance(gap, Integral) or gap < 0:
         raise ValueError(f"gap={gap!r} must be a number of steps, an integer of at least 0")
     errors = _errors(model, x, window, stride, batch_size, device)
+    if normal is None and not np.any(np.nanmax(x, axis=0) > np.nanmin(x, axis=0)):
+        return []  # no step differs from the others
     known = _normal_errors(model, x, errors, normal, (window, stride, batch_size, device))
     limit = _limit(known, threshold, k, q)
+    if normal is not None and limit == np.median(known):  # most are the same: then every normal one is known
+        limit = float(known.max())
     return _intervals(errors, limit, int(gap), shortest)
 
 
@@ -207,7 +211,7 @@ def _normal_errors(
         known = errors
     elif isinstance(normal, slice):
         known = errors[normal]
-    elif isinstance(normal, tuple) and len(normal) == 2 and all(isinstance(v, Integral) for v in normal):
+    elif isinstance(normal, (tuple, list)) and len(normal) == 2 and all(isinstance(v, Integral) for v in normal):
         start, stop = (int(v) for v in normal)
         if not 0 <= start < stop <= len(errors):
             raise ValueError(f"normal={normal!r} must be (start, stop) with 0 <= start < stop <= {len(errors)} steps")
