@@ -82,7 +82,7 @@ def _compress_one(codec: Any, path: Path, target: Path, named: bool) -> tuple[in
     else:
         from ..data import load_data
 
-        source = load_data(str(path), **({"split": "test"} if named else {})).reshaped(shape)
+        source = load_data(str(path), split="test" if named else "train").reshaped(shape)
         source.check(codec.model.likelihood.support)
         x = source.x.view(-1, *shape)  # type: ignore[attr-defined]
         data = codec.compress(x)

@@ -114,13 +114,12 @@ class Codec:
         with forked_rng(like.device), model.evaluating(), torch.no_grad():
             batches = source.batches(plan, like.device, like.dtype)
             if lossless:
-                first = next(iter(batches)).x
-                check_lossless(model, first)
-                checked(model, first, True)  # of the values that the likelihood counts?
+                some = next(iter(batches)).x
+                check_lossless(model, some)
+                checked(model, some, True)  # of the values that the likelihood counts?
                 return cls(model, {**exact.make_tables(), "edges": prior_edges()}, settings)
             bar = _bar("codes", sum(map(len, plan)), progress)
-            parts: list[Tensor] = []
-            first = None
+            parts, first = [], None
             with bar:
                 for batch in batches:
                     first = batch.x if first is None else first
