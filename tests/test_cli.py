@@ -409,3 +409,53 @@ def test_logger_is_short_for_train_logger():
     assert train_config(["digits", "--logger", "tensorboard"])[0]["train"]["logger"] == "tensorboard"
     with pytest.raises(ValueError, match="--logger needs a value"):
         train_config(["digits", "--logger"])
+
+
+@pytest.fixture(scope="module")
+def tasks_run(tmp_path_factory):
+    """A run of an autoencoder of small pictures."""
+    folder = tmp_path_factory.mktemp("tasks")
+    aezoo.fit(
+        aezoo.create_model("ae", input_shape=(1, 6, 6), latent_dim=2, backbone="mlp(widths=(8,))"),
+        torch.rand(40, 1, 6, 6),
+        steps=5,
+        progress=False,
+        device="cpu",
+        out=folder / "run",
+    )
+    (folder / "empty").mkdir()
+    np.save(folder / "one.npy", np.random.default_rng(0).random((1, 1, 6, 6), np.float32))
+    np.save(folder / "same.npy", np.full((9, 1, 6, 6), 0.5, np.float32))
+    np.save(folder / "normal.npy", np.random.default_rng(1).random((30, 1, 6, 6), np.float32))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["detect", "RUN", "EMPTY", "--reference", "NORMAL"],
+        ["detect", "RUN", "SAME", "--reference", "EMPTY"],
+        ["features", "RUN", "--data", "EMPTY"],
+        ["interpolate", "RUN", "EMPTY", "SAME:0"],
+        ["traverse", "RUN", "EMPTY"],
+        ["traverse", "RUN", "SAME:0", "--scale", "data", "--data", "EMPTY"],
+        ["compress", "RUN", "EMPTY"],
+        ["decompress", "RUN", "EMPTY"],
+        ["denoise", "RUN", "EMPTY", "--out", "out"],
+    ],
+    ids=" ".join,
+)
+def test_an_empty_folder_is_no_data_for_any_task(tasks_run, argv, capsys):
+    names = {"RUN": tasks_run / "run", "EMPTY": tasks_run / "empty", "NORMAL": tasks_run / "normal.npy"}
+    given = [str(names.get(a, tasks_run / "same.npy" if a == "SAME" else a)) for a in argv]
+    given = [a.replace("SAME:", f"{tasks_run / 'same.npy'}:") for a in given]
+    assert "empty" in fails(capsys, *given)
+
+
+@pytest.mark.parametrize("rows", ["one", "same"])
+@pytest.mark.parametrize("score", ["recon", "latent_knn", "mahalanobis"])
+def test_one_row_and_rows_that_are_all_equal_have_scores(tasks_run, tmp_path, rows, score, capsys):
+    main(["detect", str(tasks_run / "run"), str(tasks_run / f"{rows}.npy"), "--score", score, "--reference", str(tasks_run / "normal.npy"),
+          "--out", str(tmp_path)])  # fmt: skip
+    found = [float(line.split(",")[1]) for line in (tmp_path / "scores.csv").read_text().splitlines()[1:]]
+    assert len(found) == (1 if rows == "one" else 9) and all(np.isfinite(found)) and np.ptp(found) < 1e-5
