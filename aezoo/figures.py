@@ -57,12 +57,12 @@ def wide(x: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------- what models report
 
 
+@torch.no_grad()
 def unexplained(recon: Tensor, goal: Tensor) -> dict[str, Tensor]:
-    """ "fvu" of the whole batch and its parts: |x - x^|^2 / |x - mean(x)|^2, both summed over the batch. (B, ...) twice."""
+    """ "fvu" of the whole batch and its parts: |x - x^|^2 / |x - mean(x)|^2, both summed over the batch. (B, ...) twice; no gradient."""
     goal, recon = fn.full(goal), fn.full(recon)
     mean = batch_mean(goal)
-    left = batch_mean(fn.per_sample((goal - recon).square()))
-    spread = batch_mean(fn.per_sample((goal - mean).square()))
+    left, spread = (batch_mean(torch.linalg.vector_norm((goal - x).flatten(1), dim=1).square()) for x in (recon, mean))
     fvu = torch.where(spread > 0, left / torch.where(spread > 0, spread, 1), 0)
     parts = {"left": left, "spread": spread, "square": wide(mean).square().sum(), "mean": mean}
     return {"fvu": fvu, **{f"fvu.{k}": v for k, v in parts.items()}}

@@ -42,7 +42,7 @@ def tapes(monkeypatch):
 
 def both(build, data, tmp_path, **more):
     """Trains one as written and one from the tape, and compares everything that they leave in their folders."""
-    more = {"epochs": 4, "val": 0.2, **more}
+    more = {"epochs": 12, "val": 0.2, **more}
     for name, settings in (("written", {"compile": False}), ("taped", {})):
         results = fit(build(), data, out=tmp_path / name, **settings, **more)
     rows = (tmp_path / "written" / "metrics.jsonl").read_bytes()
@@ -95,7 +95,7 @@ def build_any(name):
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_every_model(tapes, tmp_path, name):
     """Replayed or, where it may not be, as written: never another result."""
-    both(lambda: build_any(name), torch.rand(40, 1, 8, 8), tmp_path, epochs=5, val=None)
+    both(lambda: build_any(name), torch.rand(40, 1, 8, 8), tmp_path, epochs=10, val=None)
     assert len(tapes) == len(build_any(name).stages())
     common = {"ae", "conv_ae", "sparse_ae", "denoising_ae", "contractive_ae", "tabular_ae", "vae", "beta_vae", "conv_vae", "iwae", "unet_denoiser"}  # fmt: skip
     assert name not in common or all(t.ran for t in tapes), [t.off for t in tapes]

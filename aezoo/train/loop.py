@@ -205,7 +205,7 @@ class _Trainer(Setup):
 
     def train_mode(self) -> None:
         train_mode(self.model, self.frozen)
-        if isinstance(self.compute, Taped):
+        if isinstance(self.compute, Taped) and self.hooks.callbacks:
             self.compute.look()
 
     def end_row(self, due: bool = False) -> bool:

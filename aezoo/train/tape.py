@@ -8,7 +8,7 @@ tensors that the recording read; new results are found in those that it was told
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -220,6 +220,7 @@ def _bare(func: Any) -> Any:
     return getattr(func, "_op", func)
 
 
+@cache
 def _out_variant(func: Any) -> Any:
     """The overload of the same operation that writes into given tensors; None where there is none."""
     wanted = [(a.name, str(a.type)) for a in func._schema.arguments if a.name not in PLACE]

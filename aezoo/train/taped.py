@@ -3,10 +3,10 @@
 A small or middling step spends as much on Python, autograd and memory that comes and goes as on arithmetic. A replay calls the same
 kernels in the same order on memory that stays in the cache, so its numbers are the same to the bit.
 
-Of each shape of batch the first step runs as written, the second is recorded beside the one that counts, and the third, the fourth, the
-eighth and so on are computed both ways and compared. What may not be recorded runs as written from then on: a loss that reads values on
-the host, that changes anything but buffers, or that is watched by hooks. What a callback or `after_step` changes in the model makes the
-recording start again.
+The first step runs as written, the second is recorded beside the one that counts, and the third, the 16th, the 64th and so on are
+computed both ways and compared; batches of other shapes are recorded when they have come back a few times. What may not be recorded runs
+as written from then on: a loss that reads values on the host, that changes anything but buffers, or that is watched by hooks. What a
+callback or `after_step` changes in the model makes the recording start again.
 
 What Python does in a loss cannot be found out in full (a clock, a global variable, an iterator). So only models whose parts are all
 aezoo's or torch's are recorded, and classes that say so of themselves: `recordable = True`.
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 PLAIN = {bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size}
 DEPTH = 6  # of what is looked at in an attribute
 SHAPES = 8  # of batches that are recorded
+RARE = 8  # steps after which a shape that is not the first one, as of the last batch of an epoch, is worth a record
+PROOFS = {3, *(4**n for n in range(2, 16))}  # steps that are computed both ways, counted from 2 where it was recorded
 OURS = {"aezoo", "torch", "torchvision"}
 UNREAD = {"backbone", "config", "adapted", "origin"}  # attributes of a model that no loss reads
 REPLACED = {"forward", "loss", "propagate", "scored"}  # methods that nobody should have put into an instance
@@ -115,9 +117,11 @@ class Taped:
         key = _form(x), _form(condition)
         steps = self.steps[key] = self.steps.get(key, 0) + 1
         record = self.records.get(key)
-        if record is None and (steps == 1 or len(self.records) == SHAPES):
+        if record is None and (steps < (RARE if self.records else 2) or len(self.records) == SHAPES):
             return self.eager(x, share, last, condition)
-        if record is None or steps == 3 or not steps & (steps - 1):
+        if record is None:
+            self.steps[key] = 2
+        if record is None or self.steps[key] in PROOFS:
             return self.both_ways(key, record, x, condition)
         return record.run(x, condition)
 
@@ -139,16 +143,17 @@ class Taped:
 
     def both_ways(self, key: Any, record: _Record | None, x: Tensor, condition: Tensor | None) -> Values:
         """The step as written, which counts, and once more: recorded, or from the record."""
-        self.look()
-        marks, drawn = marks_of(self.model), _python_draws()
+        fresh = record is None
+        if fresh:
+            self.look()  # records of other shapes would be of what the model was
+            marks, drawn = marks_of(self.model), _python_draws()
         before = _State(self.model)
         values = self.eager(x, 1.0, True, condition)
         after, gradients = _State(self.model), [p.grad for p in self.model.parameters()]
-        if marks_of(self.model) != marks or _python_draws() != drawn:
+        if fresh and (marks_of(self.model) != marks or _python_draws() != drawn):
             self.stop("its loss changes more than tensors in place")
             return values
         before.put_back()
-        fresh = record is None
         try:
             record = self.recorded(x, condition) if record is None else record
             found = values if record is None else record.values if fresh else record.run(x, condition)
@@ -214,6 +219,8 @@ def _same(a: Tensor | None, b: Tensor | None) -> bool:
         return a is b
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
+    if torch.equal(a, b):
+        return True
     return torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)) and torch.equal(a.isnan(), b.isnan())
 
 
@@ -224,7 +231,8 @@ def _form(x: Tensor | None) -> Any:
 def _python_draws() -> Any:
     """What Python's and NumPy's generators would draw next."""
     numpy: Any = sys.modules.get("numpy")
-    return random.getstate(), str(numpy.random.get_state()) if numpy else None
+    name, keys, *rest = numpy.random.get_state() if numpy else ("", random)
+    return random.getstate(), name, keys.tobytes() if numpy else None, rest
 
 
 def watched(model: nn.Module) -> bool:
