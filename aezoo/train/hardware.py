@@ -22,6 +22,7 @@ from ..registry import choice
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ALLOCATORS = ("auto", "keep", "prime", "system")
 SMALL_STEP = 3e7  # FLOPs of a training step below which a second thread costs more than it does
+SMALL_STACK = 1.5e7  # the same of several models at once, whose random draws are made beside the kernels where these take one thread
 TAPED_STEP = 3e9  # the same from which calls and memory are too small a part for a replay to pay
 TAPED_BYTES = 8 * 2**20  # of a batch's largest tensor, roughly, from which memory, not calls, is what a step waits for
 SMALL_STEP_GPU = 3e9  # the same of a GPU's launches: several steps a replay
@@ -158,15 +159,16 @@ def settle(
     steps: int,
     world: int = 1,
     earlier: dict[str, Any] | None = None,
+    small_step: float = SMALL_STEP,
 ) -> None:
-    """Decides what depends on the model, the batch and the length of the run.
+    """Decides what depends on the model, the batch and the length of the run. `small_step`: FLOPs of a step below which it takes one thread.
 
     `earlier`: what an earlier part of the run decided on the same kind of device; it stays so, since another choice would round
     differently."""
     gpu, cpu = hardware.device.type == "cuda", hardware.device.type == "cpu"
     uses = sum(_uses(m) for m in model.modules())
     flops = 6.0 * uses * batch_size
-    small = hardware.small = flops < (SMALL_STEP if not gpu else SMALL_STEP_GPU)
+    small = hardware.small = flops < (small_step if not gpu else SMALL_STEP_GPU)
     if cpu:
         threads = torch.get_num_threads()
         if earlier is not None and "threads" in earlier:

@@ -28,7 +28,7 @@ from .arguments import batches_for, notes
 from .average import Average
 from .comparison import compare
 from .folders import open_folders
-from .hardware import Hardware, settle
+from .hardware import SMALL_STACK, Hardware, settle
 from .moves import Moves
 from .optim import lr_factor
 from .processes import Processes
@@ -91,7 +91,7 @@ class Together:
             model.see_data(len(self.sources[0]))
         epochs, steps = self.asked["epochs"], self.asked["steps"]
         self.total = steps if steps is not None else (10 if epochs is None else epochs) * self.per_epoch
-        settle(hardware, first, False, self.batch_size * len(models), self.total)
+        settle(hardware, first, False, self.batch_size * len(models), self.total, small_step=SMALL_STACK)
         self.seeds = [s["seed"] for s in each]
         self.generators = [torch.Generator(self.device) for _ in models]
         self.rows: list[list[dict[str, Any]]] = [[] for _ in models]
