@@ -1,7 +1,7 @@
 """Rows in files that do not fit in memory: read block by block by a thread, and shuffled within windows of blocks.
 
     files   |block 0|block 1|block 2| ...            a block: 2 MiB of consecutive rows, across the ends of files
-    order   a permutation of the blocks, cut into windows of up to 128 MiB; a permutation of the rows of each window
+    order   a permutation of the blocks, cut into windows of up to 96 MiB; a permutation of the rows of each window
     memory  two windows: the one that batches are taken from, and the one that the thread reads meanwhile
 
 The order is a function of the seed alone, and what is read follows from the plan alone: a plan that begins in the middle of an
@@ -27,7 +27,7 @@ from .shards import Rows
 from .sources import Batch, Source, TensorSource, check_binary, check_pixels, finite_range, floats
 
 BLOCK = 2 * 2**20  # bytes of rows that are read at once
-WINDOW = 128 * 2**20  # bytes of rows that are shuffled together; two windows are in memory
+WINDOW = 96 * 2**20  # bytes of rows that are shuffled together; two windows are in memory
 
 
 class Segment(NamedTuple):
@@ -69,7 +69,7 @@ class StreamSource(Source):
         rows: what knows the files: `ArrayRows` or `TarRows`.
         binarize: "none", "dynamic", "static" (drawn once by the position of the row) or "threshold".
         block_bytes, window_bytes: bytes that are read at once, and that are shuffled together (at least one block); by default
-            2 and 128 MiB.
+            2 and 96 MiB.
 
     Any other plan than one from `order` gives the right samples, too, but may read each block many times."""
 
