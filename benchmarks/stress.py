@@ -5,12 +5,12 @@ thing that is drawn from `STAGES` (which by time alone is rarely hit: a checkpoi
 is drawn too, and then for a random part of about how long it takes. What the run is doing it says itself, in a byte of memory that
 it shares with the one that kills, so the labels in the results are exact.
 
-    python benchmarks/stress.py [--kills 100] [--seed 0] [--device cpu] [--out benchmarks/stress.json]
+    python benchmarks/stress.py [--kills 100] [--seed 0] [--device cpu] [--accumulate 2] [--out benchmarks/stress.json]
 
 The run has everything that is drawn at random: shuffling, corruption, dropout, a posterior, dynamic binarisation; and
 accumulation, a schedule, averaged weights, validation, checkpoints every few steps, pictures and samples at the end. A run is
 started, killed, started again with resume=True, killed again up to three times in all, and then ends; then
-the next. Compared are weights, best weights, averages, optimiser state, the whole saved state, and metrics.jsonl.
+the next. With `--accumulate 1` its steps are replayed (`aezoo.train.taped`). Compared are weights, best weights, averages, optimiser state, the whole saved state, and metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def watch() -> None:
     loop.finish = ending.finish
 
 
-def work(out: Path, device: str) -> None:
+def work(out: Path, device: str, accumulate: int) -> None:
     """The run, from its beginning or from wherever it was killed."""
     torch.manual_seed(3)
     model = aezoo.create_model(
@@ -99,13 +99,13 @@ def work(out: Path, device: str) -> None:
     )  # fmt: skip
     data = aezoo.load_data("fashion-mini", binarize="dynamic", limit=2000)
     aezoo.fit(
-        model, data, epochs=8, batch_size=32, val=0.2, ema=0.99, accumulate=2, clip=1.0, schedule="cosine", warmup=10,
+        model, data, epochs=8, batch_size=32, val=0.2, ema=0.99, accumulate=accumulate, clip=1.0, schedule="cosine", warmup=10,
         checkpoint_every=15, log_every=19, seed=5, device=device, deterministic=device != "cpu", out=out, resume=True,
         progress=False,
     )  # fmt: skip
 
 
-def start(out: Path, device: str) -> int:
+def start(out: Path, device: str, accumulate: int) -> int:
     """The run in a process of its own, forked from this one, which has imported everything and run nothing. Returns its number."""
     NOW[:] = bytes(len(NOW))
     NOW[0] = len(STAGES) - 1
@@ -115,7 +115,7 @@ def start(out: Path, device: str) -> int:
     code = 1
     try:
         watch()
-        work(out, device)
+        work(out, device, accumulate)
         code = 0
     except BaseException:
         traceback.print_exc()
@@ -182,6 +182,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--accumulate", type=int, default=2, help="batches of a step")
     parser.add_argument("--out", default=str(Path(__file__).with_name("stress.json")))
     o = parser.parse_args()
     rng = random.Random(o.seed)
@@ -191,7 +192,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, tqdm(total=o.kills, unit="kill") as bar:
         whole = Path(folder) / "whole"
         clock = time.perf_counter()
-        if wait(start(whole, o.device), 600):
+        if wait(start(whole, o.device, o.accumulate), 600):
             raise SystemExit("the undisturbed run failed")
         longest = time.perf_counter() - clock
         counts = [NOW[1 + i] for i in range(len(STAGES))]
@@ -199,7 +200,7 @@ def main() -> None:
             out = Path(folder) / f"run-{kills}"
             often = min(rng.randint(1, 3), o.kills - kills)  # then it may end: what is left to do shrinks each time
             while True:
-                child = start(out, o.device)
+                child = start(out, o.device, o.accumulate)
                 if often and kills % 2:
                     aim = how_long(counts, rng)
                     code = wait(child, 600, **aim)
@@ -222,7 +223,7 @@ def main() -> None:
                 wrong += [f"{out.name}: {d}" for d in differences(whole, out)]
             shutil.rmtree(out, ignore_errors=True)
     result = {
-        "kills": kills, "runs": resumed, "moments": dict(moments.most_common()), "aimed_at": dict(planned.most_common()), "differences": wrong, "seed": o.seed, "device": o.device,
+        "kills": kills, "runs": resumed, "moments": dict(moments.most_common()), "aimed_at": dict(planned.most_common()), "differences": wrong, "seed": o.seed, "device": o.device, "accumulate": o.accumulate,
         "minutes": round((time.time() - began) / 60, 1), "torch": torch.__version__, "python": platform.python_version(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
     }  # fmt: skip
