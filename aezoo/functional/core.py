@@ -64,7 +64,7 @@ SURE = 60.0  # logits beyond are as good as certain: exp(-60) is still a normal 
 class _BernoulliNLL(torch.autograd.Function):
     """softplus(l) - x l, summed over a sample's dims; gradient s - x, s = sigmoid(l).
 
-    The same as torch's `binary_cross_entropy_with_logits` in a third of its time on a CPU. softplus(l) = max(l, 0) - log max(s, 1 - s),
+    The same as torch's `binary_cross_entropy_with_logits` in fewer passes over memory. softplus(l) = max(l, 0) - log max(s, 1 - s),
     whose logarithm is a quarter of the work of a log1p and whose s is that of the gradient; off by at most 2e-7 per element.
     Exponentials see at most `SURE` (less than 1e-26 from the exact value): training makes the logits of a digit's background large, and
     numbers below 1e-38 are many times slower."""
